@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from pydantic import SecretStr
 
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec, Mode
 from controlplane.registry.cache import BlobCache
@@ -228,13 +229,11 @@ def measure(kind: str, store: StoreSettings, count: int, seconds: float) -> Row:
 
 
 def _environment(store: StoreSettings) -> dict[str, str]:
-    found = {"CONTROLPLANE_STORE__URL": str(store.url)}
-    if store.endpoint_url:
-        found["CONTROLPLANE_STORE__ENDPOINT_URL"] = str(store.endpoint_url)
-    if store.access_key_id and store.secret_access_key:
-        found["CONTROLPLANE_STORE__ACCESS_KEY_ID"] = store.access_key_id
-        found["CONTROLPLANE_STORE__SECRET_ACCESS_KEY"] = store.secret_access_key.get_secret_value()
-    return found
+    given = store.model_dump(exclude_unset=True, exclude_none=True)
+    return {
+        f"CONTROLPLANE_STORE__{name.upper()}": value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+        for name, value in given.items()
+    }
 
 
 def ratios(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:

@@ -2,9 +2,10 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Self
+from typing import Annotated, Any, Self
+from weakref import WeakValueDictionary
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from controlplane.domain.evidence import Evidence
 from controlplane.domain.rollout.strategy import RolloutStrategy, StrategyKind
@@ -229,6 +230,14 @@ def chooses_gpus(settings: DeploymentSettings) -> bool:
     return bool(settings.gpu_count or settings.gpu_product or settings.gpu_min_memory_bytes)
 
 
+_SHARED_SETTINGS: WeakValueDictionary[str, DeploymentSettings] = WeakValueDictionary()
+
+
+def shared(settings: DeploymentSettings) -> DeploymentSettings:
+    """Return the instance that all deployments with these settings share; most deployments have the same few."""
+    return _SHARED_SETTINGS.setdefault(settings.model_dump_json(), settings)
+
+
 class RolloutPhase(StrEnum):
     """State of a rollout."""
 
@@ -320,7 +329,9 @@ class DeploymentSpec(BaseModel):
         default=True, description="Whether the model is to be loaded; false keeps the deployment without loading it."
     )
     deleted: bool = Field(default=False, description="Whether the deployment was removed; it can be deployed again.")
-    settings: DeploymentSettings = Field(default_factory=DeploymentSettings, description="Settings of the deployment.")
+    settings: Annotated[DeploymentSettings, AfterValidator(shared)] = Field(
+        default_factory=DeploymentSettings, description="Settings of the deployment."
+    )
     rollout: Rollout | None = Field(
         default=None, description="The newest rollout, in progress or finished; null if there is none."
     )

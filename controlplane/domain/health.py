@@ -6,6 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
 
 class ProbeKind(StrEnum):
@@ -48,10 +49,9 @@ class ProbeResult(BaseModel):
     message: str = Field(default="", description="What was wrong; empty for a passed probe.")
 
 
-class HealthSummary(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="ignore"))
+class HealthSummary:
     """Summary of the most recent probes on one server."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     probes: int = Field(default=0, description="Number of probes in memory.")
     failed: int = Field(default=0, description="Number of those that did not pass.")

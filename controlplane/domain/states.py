@@ -4,6 +4,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
 from controlplane.domain.conditions import Condition
 from controlplane.domain.health import HealthSummary
@@ -46,10 +47,9 @@ class Proof(BaseModel):
     message: str = Field(default="", description="What disagreed or failed; empty for a passed proof.")
 
 
-class ServerDeploymentStatus(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="ignore"))
+class ServerDeploymentStatus:
     """A deployment on one Triton server."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     server: str = Field(description="The server's name.")
     phase: Phase = Field(description="The phase of the deployment on this server.")
@@ -69,10 +69,9 @@ class ServerDeploymentStatus(BaseModel):
     health: HealthSummary | None = Field(default=None, description="Results of the probes of this server.")
 
 
-class DeploymentStatus(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="ignore"))
+class DeploymentStatus:
     """A deployment over all its servers."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     revision: int = Field(description="The deployment revision that this status describes.")
     phase: Phase = Field(description="The least advanced phase over all servers.")

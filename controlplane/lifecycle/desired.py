@@ -92,7 +92,7 @@ def _unpacked(packed: bytes) -> tuple[Manifest, dict[str, Any]]:
     return manifest, config
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DesiredDeployment:
     """The newest revision of a deployment, prepared for action.
 

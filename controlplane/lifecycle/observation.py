@@ -91,7 +91,7 @@ class ReplicaObservation:
         for entry in index:
             if entry.model in (model, candidate):
                 states.setdefault((entry.model, entry.state), set()).add(entry.version)
-        return cls(
+        made = cls(
             loaded=frozenset(states.get((model, READY), ())),
             digest=digests.get(model),
             loading=bool((model, LOADING) in states or (candidate, LOADING) in states),
@@ -105,6 +105,7 @@ class ReplicaObservation:
             gpus=gpus.get(model),
             said_gpus=said_gpus.get(model),
         )
+        return NOTHING if made == NOTHING else made
 
     def differs(self, later: "ReplicaObservation") -> bool:
         """Return whether the later observation shows another configuration or other GPUs."""
@@ -217,3 +218,7 @@ def observed(snapshot: ServerSnapshot, model: str) -> ReplicaObservation | None:
     return ReplicaObservation.of(
         model, entries, snapshot.digests, snapshot.staged, snapshot.fingerprints, snapshot.gpus, snapshot.said_gpus
     )
+
+
+NOTHING = ReplicaObservation()
+"""Nothing of a model is on the server. Shared, since most models of a large registry are in this state."""

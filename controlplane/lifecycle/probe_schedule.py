@@ -6,7 +6,6 @@ row, because real requests do not reveal drift. It is sent at once if real reque
 """  # noqa: E501
 
 import random
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -37,6 +36,10 @@ _OUTCOMES = {
     ProofStatus.TIMED_OUT: ProbeOutcome.LATE,
     ProofStatus.MISMATCH: ProbeOutcome.WRONG,
 }
+
+
+_NO_PROBES = HealthSummary()
+"""Shared by all replicas that were not probed."""
 
 
 class ProbeDecision(Enum):
@@ -86,7 +89,7 @@ def due(signs: ProbeSignals, *, interval_seconds: float, poll_seconds: float) ->
     return ProbeDecision.SKIP if recent and signs.skips < MAX_SKIPS else ProbeDecision.ASK
 
 
-@dataclass
+@dataclass(slots=True)
 class ProbeTracker:
     """Mutable probe state of one replica. Times are monotonic seconds.
 
@@ -99,7 +102,7 @@ class ProbeTracker:
     """
 
     asked_at: float = 0.0
-    results: deque[ProbeResult] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    results: tuple[ProbeResult, ...] = ()
     skipped: int = 0
     heals: int = 0
     last_heal_seconds: float | None = None
@@ -150,18 +153,17 @@ class ProbeTracker:
         self._ours[answered] = self._ours.get(answered, 0) + requests
         self._summary = None
         compared = proof.outputs if proof.samples else ()
-        self.results.append(
-            ProbeResult(
-                at=proof.at,
-                version=proof.version,
-                kind=ProbeKind.SAMPLE if light else ProbeKind.PROOF,
-                outcome=_OUTCOMES.get(mark, ProbeOutcome.UNANSWERED),
-                latency_seconds=proof.latency_seconds,
-                max_absolute_error=max((one.max_absolute_error for one in compared), default=None),
-                max_relative_error=max((one.max_relative_error for one in compared), default=None),
-                message="" if mark is ProofStatus.PASSED else proof.message,
-            )
+        result = ProbeResult(
+            at=proof.at,
+            version=proof.version,
+            kind=ProbeKind.SAMPLE if light else ProbeKind.PROOF,
+            outcome=_OUTCOMES.get(mark, ProbeOutcome.UNANSWERED),
+            latency_seconds=proof.latency_seconds,
+            max_absolute_error=max((one.max_absolute_error for one in compared), default=None),
+            max_relative_error=max((one.max_relative_error for one in compared), default=None),
+            message="" if mark is ProofStatus.PASSED else proof.message,
         )
+        self.results = (*self.results, result)[-REMEMBERED:]
 
     def compared(self, requests: int) -> None:
         """Record the requests that a comparison with a new version sent to the active version."""
@@ -230,7 +232,7 @@ class ProbeTracker:
     def summary(self) -> HealthSummary:
         """Return a summary of the kept results. Frequently requested, so it is cached until the results change."""
         if self._summary is None:
-            self._summary = self._summed()
+            self._summary = self._summed() if self.results or self.skipped or self.heals else _NO_PROBES
         return self._summary
 
     def _summed(self) -> HealthSummary:

@@ -30,7 +30,7 @@ LATE_PROBES = 3
 """A version that was healthy counts as broken after this many consecutive probes without an answer in time."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Replica:
     """One model on one server.
 

@@ -1,8 +1,9 @@
 """Computes the phase and status of a deployment from desired and observed state. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Any
 
 from controlplane.domain.conditions import Condition, joined, kept
 from controlplane.domain.health import HealthSummary
@@ -127,13 +128,13 @@ def placed(
     best = sorted((*assignments, *others), key=lambda status: -_RANK.index(status.phase))
     count = max(min(least, len(assignments)), 1)
     joined = overall(revision, best[:count])
-    changes: dict[str, object] = {"servers": (*assignments, *others)}
+    changes: dict[str, Any] = {"servers": (*assignments, *others)}
     if lacking and joined.phase is Phase.READY:
         changes["message"] = message = f"{joined.message}; {lacking}"
         if not assignments:
             # The active model was placed for an earlier revision: it stays, but the new one is placed nowhere.
             changes |= {"phase": Phase.DEGRADED, "conditions": unplaced(joined.conditions, message)}
-    return joined.model_copy(update=changes)
+    return replace(joined, **changes)
 
 
 def _phase(view: View, now: datetime) -> tuple[Phase, str]:

@@ -13,7 +13,7 @@ from controlplane.memory.views import EvictionRecord
 from controlplane.triton.statistics import VersionKey
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class MemoryRequirement:
     """Memory that a load needs.
 
@@ -39,7 +39,7 @@ class MemoryRequirement:
         return total
 
 
-@dataclass
+@dataclass(slots=True)
 class PendingLoad:
     """A load that waits for memory.
 
@@ -68,7 +68,7 @@ class PendingLoad:
         return self.need.footprint
 
 
-@dataclass
+@dataclass(slots=True)
 class Demand:
     """Who wants the model, and how it was used.
 
@@ -131,7 +131,7 @@ class Demand:
         return asked - probes
 
 
-@dataclass
+@dataclass(slots=True)
 class LoadTicket:
     """The load that waits, or that is in progress.
 
@@ -211,7 +211,7 @@ class LoadTicket:
         self.loading = self.request = None
 
 
-@dataclass
+@dataclass(slots=True)
 class Residency:
     """Whether the model is loaded, should be, and what its current load needs.
 
@@ -302,7 +302,7 @@ class Residency:
         self.stay()
 
 
-@dataclass
+@dataclass(slots=True)
 class LoadStats:
     """Counts and durations.
 
@@ -339,7 +339,7 @@ class LoadStats:
         self.evicted_at = None
 
 
-@dataclass
+@dataclass(slots=True)
 class ModelMemoryState:
     """Memory state of one model on one server: four values, each changed by its own methods only.
 

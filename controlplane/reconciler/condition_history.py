@@ -2,15 +2,19 @@
 
 If a new process finds a model in the state in which the old process left it, its conditions keep their transition
 times, although the model must be proved again. If the new process had to load the model itself, that is a transition.
+
+A model that was never loaded has no record: its conditions hold since its revision was committed (`never_loaded`), and
+every reader assumes that. So thousands of idle deployments cause no writes.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from controlplane.domain.conditions import Condition
+from controlplane.domain.conditions import Condition, ConditionStatus, DeploymentCondition
 from controlplane.domain.states import DeploymentStatus, Phase
 from controlplane.errors import ControlPlaneError
 from controlplane.lifecycle.replica import Replica
@@ -24,11 +28,25 @@ PART = "conditions"
 Times = Mapping[str, tuple[str, datetime]]
 """Status and transition time by condition type."""
 
+_NEVER_LOADED = {
+    DeploymentCondition.LOADED: ConditionStatus.FALSE,
+    DeploymentCondition.PROVED: ConditionStatus.FALSE,
+    DeploymentCondition.READY: ConditionStatus.FALSE,
+    DeploymentCondition.PROGRESSING: ConditionStatus.FALSE,
+    DeploymentCondition.DEGRADED: ConditionStatus.FALSE,
+    DeploymentCondition.HEALTHY: ConditionStatus.UNKNOWN,
+}
+
+
+def never_loaded(revised_at: datetime) -> dict[str, tuple[str, datetime]]:
+    """Return the conditions of a model without a record: not loaded since its revision was committed."""
+    return {kind.value: (status.value, revised_at) for kind, status in _NEVER_LOADED.items()}
+
 
 def resumed(now: Sequence[Condition], before: Times) -> tuple[Condition, ...]:
     """Return the present conditions, with the earlier transition times of those whose status is the same."""
     return tuple(
-        one.model_copy(update={"last_transition_time": before[one.type][1]})
+        replace(one, last_transition_time=before[one.type][1])
         if one.type in before and before[one.type][0] == one.status.value
         else one
         for one in now
@@ -88,7 +106,7 @@ class ConditionHistory:
                 for model in models
                 if model in self._state.deployed
                 and (found := self._found(model)) is not None
-                and found != self._written.get(model)
+                and self._differs(model, found)
             }
             # A deployment that is created again under the same name starts without history. A former leader may have
             # missed the removal.
@@ -98,13 +116,31 @@ class ConditionHistory:
                 self._background.spawn(self._write(changed, gone), "write condition history")
 
     def _resume(self, unit: Replica) -> None:
-        before = _times(self._written.get(unit.model, {}).get(unit.server))
         if unit.resumed or not unit.settled:
             return
         unit.resumed = True
+        before = self._before(unit)
         if before and unit.record.switched is None:
             unit.conditions = resumed(unit.conditions, before)
             self._state.touch((unit.model,))
+
+    def _before(self, unit: Replica) -> Times:
+        """Return the conditions before this process observed the model; empty if they were others, or are unknown."""
+        if unit.model in self._written:
+            return _times(self._written[unit.model].get(unit.server))
+        revision = self._state.deployed.get(unit.model)
+        assumed = {} if revision is None else never_loaded(revision.at)
+        same = {one.type: one.status.value for one in unit.conditions} == {
+            kind: one for kind, (one, _) in assumed.items()
+        }
+        return assumed if same else {}
+
+    def _differs(self, model: str, found: Mapping[str, Any]) -> bool:
+        """Return whether conditions differ from those that a reader of the store assumes now."""
+        if model in self._written:
+            return found != self._written[model]
+        assumed = _entry(never_loaded(self._state.deployed[model].at))
+        return any(entry != assumed for entry in found.values())
 
     def _gone(self, model: str) -> bool:
         """Return whether a model's deployment was removed and no server has the model any more."""
@@ -123,11 +159,13 @@ class ConditionHistory:
                 continue
             if not (unit.settled and unit.resumed):
                 return None
-            found[name] = {
-                one.type: [one.status.value, one.last_transition_time.isoformat()]
-                for one in unit.conditions
-                if one.last_transition_time is not None
-            }
+            found[name] = _entry(
+                {
+                    one.type: (one.status.value, one.last_transition_time)
+                    for one in unit.conditions
+                    if one.last_transition_time is not None
+                }
+            )
         return found
 
     async def _recall(self) -> None:
@@ -169,6 +207,11 @@ class ConditionHistory:
                     self._written[model] = changed[model]
         finally:
             self._writing = False
+
+
+def _entry(times: Times) -> dict[str, list[str]]:
+    """Return the entry of one server in a record."""
+    return {kind: [status, at.isoformat()] for kind, (status, at) in times.items()}
 
 
 def _times(value: Any) -> Times:

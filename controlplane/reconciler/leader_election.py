@@ -89,7 +89,7 @@ class Holder:
         return {**self.__dict__, "seconds": seconds}
 
     @classmethod
-    def of(cls, body: dict[str, Any]) -> "Holder | None":
+    def of(cls, body: Mapping[str, Any]) -> "Holder | None":
         """Return the holder in a revision; None if the lease was released."""
         if not body.get("id"):
             return None

@@ -5,7 +5,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
+
+from pydantic import TypeAdapter
 
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
 from controlplane.domain.health import ServerHealth
@@ -35,6 +37,7 @@ _TIMES: Any = {
     "servers": {"__all__": {"conditions": {"__all__": {"last_transition_time"}}}},
 }
 """The transition times in a status, as pydantic excludes them."""
+_STATUS = TypeAdapter(DeploymentStatus)
 
 
 class ReconcilerQueries:
@@ -114,7 +117,7 @@ class ReconcilerQueries:
             return False
         kept, present = self._statuses[model], self._status(model)
         if present is not None and not self._keeps_times(model, present):
-            return kept.model_dump(exclude=_TIMES) != present.model_dump(exclude=_TIMES)
+            return _without_times(kept) != _without_times(present)
         return kept != present
 
     def _keeps_times(self, model: str, status: DeploymentStatus) -> bool:
@@ -299,6 +302,10 @@ class ReconcilerQueries:
                 plan_for(server.scheduler, prepared, model, facts, fetch_bytes, assignment.devices, assignment.why, now)
             )
         return LoadPlanView(model=model, version=prepared.target.version, servers=tuple(plans))
+
+
+def _without_times(status: DeploymentStatus) -> dict[str, Any]:
+    return cast(dict[str, Any], _STATUS.dump_python(status, exclude=_TIMES))
 
 
 def _occupant(server: TrackedServer, desired_deployment: DesiredDeployment) -> ModelOnServer:

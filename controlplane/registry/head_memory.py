@@ -36,7 +36,7 @@ class HeadMemory:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._kept: dict[str, str] = {}
+        self._kept: dict[str, int] = {}
         self._failing = False
 
     def get(self, chain: str) -> Revision | None:
@@ -82,8 +82,8 @@ class HeadMemory:
         return self._root / f"{chain}.json"
 
 
-def _identity(revision: Revision) -> str:
-    return f"{revision.commit_id} {revision.stamp}"
+def _identity(revision: Revision) -> int:
+    return hash((revision.commit_id, revision.stamp))
 
 
 def store_id(store: ObjectStore, *, create: bool = True) -> str:

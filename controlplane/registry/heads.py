@@ -7,10 +7,10 @@ chain, so reading any number of heads costs one request. The sweep over all chai
 import random
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -312,13 +312,43 @@ class HeadCache(Generic[T]):
                 return before  # a slower read must not revert what a faster one has found
             if before is not None and before.revision.commit_id == revision.commit_id:
                 newest = revision if revision.stamp else before.revision
-                head = Head(newest, before.value, max(before.checked_at, checked_at))
+                value, checked_at = before.value, max(before.checked_at, checked_at)
             else:
-                head = Head(revision, self._parse(revision, name), checked_at)
+                newest, value = revision, self._parse(revision, name)
             if self._memory is not None:
-                self._memory.put(self._chain_name(name), head.revision)
+                self._memory.put(self._chain_name(name), newest)
+            head = Head(_without_copy(newest, value), value, checked_at)
             self._heads[name] = head
             return head
+
+
+class _BodyOf(Mapping[str, Any]):
+    """The body of a revision, computed from the value that was parsed from it."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: BaseModel) -> None:
+        self._value = value
+
+    def __getitem__(self, key: str) -> Any:
+        return self._value.model_dump(mode="json")[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._value.model_dump(mode="json"))
+
+    def __len__(self) -> int:
+        return len(self._value.model_dump(mode="json"))
+
+
+def _without_copy(revision: Revision, value: BaseModel) -> Revision:
+    """Return the revision without a second copy of its value, if the value reproduces its body exactly.
+
+    The body of a large registry's heads takes more memory than all else that is known of them. It is read only to
+    write it again: into the local memory, or into a note of a lost revision.
+    """
+    if isinstance(revision.body, _BodyOf) or value.model_dump(mode="json") != revision.body:
+        return revision
+    return replace(revision, body=_BodyOf(value))
 
 
 def _order(revision: Revision) -> tuple[int, int]:

@@ -11,7 +11,7 @@ so a client that must not lose the model renews early rather than at the end.
 import re
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -235,7 +235,7 @@ class ModelHolds:
         return self._clock() + timedelta(seconds=seconds)
 
 
-def _parse(body: dict[str, Any]) -> ModelHold | None:
+def _parse(body: Mapping[str, Any]) -> ModelHold | None:
     try:
         return ModelHold(
             id=str(body["id"]),

@@ -69,7 +69,7 @@ def accept(chain: Chain, *, actor: str, reason: str = "") -> Revision:
     lost, present = lost_revisions(chain), chain.newest_regardless()
     _require_chain(chain, lost)
     if lost:
-        body = _merge(chain)(lost[0].body, present.body if present else None, False)
+        body = _merge(chain)(dict(lost[0].body), dict(present.body) if present else None, False)
         what = f"accept the loss of revision {lost[0].number}"
     else:
         _, flaws = check_chain(chain, chain.numbers())
@@ -77,7 +77,7 @@ def accept(chain: Chain, *, actor: str, reason: str = "") -> Revision:
         if not open_flaws or present is None:
             state = "is intact" if not open_flaws else "has no readable revision"
             raise ConflictError(f"nothing to accept: {chain.name} {state}, and no lost revision of it is known")
-        body, what = present.body, f"accept a damaged chain ({open_flaws[0].message})"
+        body, what = dict(present.body), f"accept a damaged chain ({open_flaws[0].message})"
     return _decide(chain, lost, present, body, actor, what, reason)
 
 
@@ -102,7 +102,7 @@ def restore(chain: Chain, *, actor: str, reason: str = "") -> Revision:
     if present is not None and present.commit_id == target.commit_id:
         forget_notes(chain)
         return present
-    body = _merge(chain)(target.body, present.body if present else None, True)
+    body = _merge(chain)(dict(target.body), dict(present.body) if present else None, True)
     return _decide(chain, lost, present, body, actor, f"restore lost revision {target.number}", reason)
 
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -32,7 +34,7 @@ class Revision:
     at: datetime
     actor: str
     reason: str
-    body: dict[str, Any]
+    body: Mapping[str, Any]
     epoch: int = 0
     stamp: str = field(default="", compare=False, repr=False)
 
@@ -45,7 +47,7 @@ class Revision:
             "at": self.at.isoformat(),
             "actor": self.actor,
             "reason": self.reason,
-            "body": self.body,
+            "body": dict(self.body),
         }
         if self.epoch:
             document["epoch"] = self.epoch
@@ -69,7 +71,7 @@ class Revision:
                 commit_id=str(document["commit_id"]),
                 parent_commit_id=document["parent_commit_id"],
                 at=datetime.fromisoformat(document["at"]),
-                actor=str(document["actor"]),
+                actor=sys.intern(str(document["actor"])),
                 reason=str(document["reason"]),
                 body=dict(document["body"]),
                 epoch=int(document.get("epoch", 0)),

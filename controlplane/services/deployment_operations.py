@@ -1,13 +1,16 @@
 """Operations of deployments, derived from a revision and its model's status, so that any instance can answer."""
 
+from pydantic import TypeAdapter
+
 from controlplane.domain.names import validate_model_name
-from controlplane.domain.states import DeploymentStatus, Phase
+from controlplane.domain.states import DeploymentStatus, Phase, ServerDeploymentStatus
 from controlplane.errors import NotFoundError
 from controlplane.registry.deployments import DeploymentRevision
 from controlplane.services.error_info import ErrorInfo
 from controlplane.services.operations import Operation, OperationState, Progress
 
 OPERATION_PREFIX = "deploy."
+_SERVERS = TypeAdapter(tuple[ServerDeploymentStatus, ...])
 
 
 def parse_operation(operation_id: str) -> tuple[str, int]:
@@ -51,7 +54,7 @@ def describe_operation(
                 "version": spec.version,
                 "revision": revision.number,
                 "phase": status.phase.value,
-                "servers": [server.model_dump(mode="json") for server in status.servers],
+                "servers": _SERVERS.dump_python(status.servers, mode="json"),
             }
     return Operation(
         id=f"{OPERATION_PREFIX}{spec.model}.{revision.number}",

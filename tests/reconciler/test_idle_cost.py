@@ -71,6 +71,40 @@ async def test_idle_deployments_cost_no_work_at_rest(
         assert not harness.reconciler.newest_cycle.more
 
 
+async def test_idle_deployments_share_what_is_equal_and_need_no_records(
+    triton: RunningTriton, registry: Registry, model: str, idle: list[str], tmp_path: Path
+) -> None:
+    since = {name: registry.deployments.get(name).at for name in idle}
+    for _ in range(2):  # the second process reads what the first one has written
+        async with running(triton, registry, model, tmp_path) as harness:
+            await settled(harness.reconciler, idle)
+            await ticks(harness.reconciler, 2)
+            statuses = {name: harness.reconciler.status(name) for name in idle}
+            units = harness.reconciler._state.servers["test"].units
+            for name, status in statuses.items():
+                assert status is not None
+                kept = zip(status.conditions, units[name].conditions, strict=True)
+                assert all(shown is own for shown, own in kept), "each condition is kept once"
+                assert {one.last_transition_time for one in status.conditions} == {since[name]}
+            assert len({id(one.servers[0].health) for one in statuses.values() if one is not None}) == 1
+            assert registry.condition_log.all() == {}, "a reader assumes the same without a record"
+            await ticks(harness.reconciler, 2)
+            assert list(registry.store.list("conditions/")) == []
+
+
+async def test_condition_record_is_written_once_an_idle_model_is_loaded(
+    triton: RunningTriton, registry: Registry, model: str, idle: list[str], tmp_path: Path
+) -> None:
+    async with running(triton, registry, model, tmp_path) as harness:
+        await settled(harness.reconciler, idle)
+        status = await harness.reconciler.wait_loaded(idle[0], 60)
+        assert status.phase is Phase.READY, status
+        async with asyncio.timeout(60):
+            while list(registry.condition_log.all()) != [idle[0]]:
+                await asyncio.sleep(0.05)
+    await forget(triton, idle[0])
+
+
 async def test_changed_deployment_is_planned_without_idle_ones(
     triton: RunningTriton, registry: Registry, model: str, idle: list[str], tmp_path: Path
 ) -> None:

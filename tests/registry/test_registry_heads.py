@@ -1,11 +1,14 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
 from controlplane.domain.names import Reference
 from controlplane.errors import CommitConflictError, NotFoundError
+from controlplane.registry.chain import Chain, Revision
 from controlplane.registry.registry import Registry
 from controlplane.storage.base import ObjectStore
 from controlplane.storage.memory import MemoryStore
@@ -164,3 +167,42 @@ def test_edit_that_always_conflicts_fails(tmp_path: Path, monkeypatch: pytest.Mo
     registry = new_registry(HookedStore(inner, before=overtake), tmp_path / "cache")
     with pytest.raises(CommitConflictError, match="in 4 attempts"):
         registry.update_model("m", labels={"x": "y"}, actor="a")
+
+
+def deploy(registry: Registry, folder: Path, name: str) -> None:
+    publish(registry, folder / name, name.encode(), model=name)
+    spec = DeploymentSpec(model=name, reference=f"{name}:1", version=1, settings=DeploymentSettings(priority=3))
+    registry.deployments.put(spec, after=None, actor="a", reason="")
+
+
+def test_many_deployments_share_equal_settings_and_are_kept_once(tmp_path: Path) -> None:
+    store = MemoryStore()
+    first, second = two_processes(store, tmp_path, head_max_age_seconds=OLD)
+    for name in ("m1", "m2", "m3"):
+        deploy(first, tmp_path, name)
+    found = second.deployments.list()
+    assert [one.spec.settings.priority for one in found] == [3, 3, 3]
+    assert len({id(one.spec.settings) for one in found}) == 1, "one object for all"
+    heads = second.deployments._heads
+    for name in ("m1", "m2", "m3"):
+        head = heads.known(name)
+        assert head is not None
+        assert not isinstance(head.revision.body, dict), "the parsed value is the only copy"
+        key = Chain(store, f"deployments/{name}/revisions/").key(1)
+        assert Revision.from_json(head.revision.to_json(), key) == Revision.from_json(store.get(key), key)
+
+
+def test_head_with_fields_of_a_newer_release_is_kept_as_it_was_written(tmp_path: Path) -> None:
+    store = MemoryStore()
+    registry = new_registry(store, tmp_path, head_max_age_seconds=OLD)
+    registry.create_model("m", actor="a")
+    key = Chain(store, "models/m/revisions/").key(1)
+    written = Revision.from_json(store.get(key), key)
+    newer = replace(written, body={**written.body, "of_a_newer_release": [1, 2]})
+    store.delete(key)
+    store.create(key, newer.to_json())
+    other = new_registry(store, tmp_path / "other", head_max_age_seconds=OLD)
+    assert other.get_model("m").name == "m"
+    head = other._models.heads.known("m")
+    assert head is not None
+    assert Revision.from_json(head.revision.to_json(), key) == newer

@@ -1,5 +1,7 @@
 """Servers, garbage collection, the control plane itself, and its health."""
 
+from dataclasses import replace
+
 from fastapi import APIRouter, Path, Response
 
 from controlplane.api.answers import STARTS_OPERATION, accepted, json_answer
@@ -36,7 +38,7 @@ def _seen(server: ServerStatus, asker: Principal | None) -> ServerStatus:
     models = tuple(one for one in server.models if may_see(asker, one.model))
     complete = len(models) == len(server.models) and (asker is None or not asker.models)
     conditions = tuple(
-        one if complete or one.type != ServerCondition.LOADS_STUCK else one.model_copy(update={"message": ""})
+        one if complete or one.type != ServerCondition.LOADS_STUCK else replace(one, message="")
         for one in server.conditions
     )
     return server.model_copy(update={"models": models, "conditions": conditions})
