@@ -340,7 +340,7 @@ class ControlPlane:
         uploads = Uploads(Spool(settings.data_dir / "uploads"), registry, max_bytes=settings.api.max_upload_bytes)
         converters = [ConverterInfo(source=source.value, target=target.value) for source, target in BUILT_IN]
         portability = Portability(servers, reconciler)
-        deployments = Deployments(registry, reconciler, gateway=self.gateway is not None)
+        deployments = Deployments(registry, reconciler, portability, gateway=self.gateway is not None)
         memory = Memory(deployments, reconciler)
         gateway = GatewayService(self.gateway)
         return Services(

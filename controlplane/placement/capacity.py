@@ -114,6 +114,8 @@ class CapacityIndex:
     @staticmethod
     def pools_for(workload: Workload, server: Server) -> list[Pool]:
         """Return the devices of a server that a workload may use; empty if it cannot run there."""
+        if server.name in workload.cannot:
+            return []
         if GPU in workload.bytes and (server.has_gpu or CPU not in workload.bytes):
             pools = [pool for pool in server.pools if pool.gpu is not None and suits(workload, pool)]
             if not all(pool.numbered for pool in pools) and not _takes_all(workload, server, pools):

@@ -3,9 +3,9 @@
 The rules, in order:
 
 1. Assignments that may not stay are dropped: models that were removed, and servers that were removed, are in trouble,
-   or lack the required labels, devices or memory. Everything else stays: a plan never moves a replica only for a better
-   layout (`defragment` weighs gains and costs). Replicas on a draining server move if they fit into a gap (3), and
-   otherwise stay rather than share memory elsewhere (4).
+   cannot load the model, or lack the required labels, devices or memory. Everything else stays: a plan never moves a
+   replica only for a better layout (`defragment` weighs gains and costs). Replicas on a draining server move if they
+   fit into a gap (3), and otherwise stay rather than share memory elsewhere (4).
 2. Guaranteed workloads are placed before others, higher priorities before lower ones, larger before smaller.
 3. Each replica is placed by these criteria, in this order: where it fits into a gap; on a GPU, if it can use one; in
    the zone with the fewest of its replicas; where it is loaded, else where its files are cached; in the smallest gap
@@ -261,6 +261,13 @@ def _unplaced_reason(
     if not matching:
         return f"no server has the labels {labels}"
     with_labels = f" with {labels}" if labels else ""
+    refused = [
+        f"{server.name}: {workload.cannot[server.name]}" for server in matching if server.name in workload.cannot
+    ]
+    if not able and refused:
+        others = len(matching) - len(refused)
+        rest = f"; the other {others} do not have {_asked_for(workload)}" if others else ""
+        return f"no server{with_labels} can load it ({'; '.join(refused[:3])}){rest}"
     if not able and len(matching) == 1:
         return f"the only server{with_labels} does not have {_asked_for(workload)}"
     if not able:

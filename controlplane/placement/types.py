@@ -90,6 +90,7 @@ class Workload:
         gpu_count: How many GPUs each replica uses; None for all that match.
         gpu_product: Part of the product name that its GPUs must have, ignoring case.
         gpu_min_bytes: Minimum total memory of each of its GPUs.
+        cannot: Servers that are known to be unable to load it, and why.
         load_seconds: Duration of a load.
         fetch_seconds: Duration of fetching its files if they are not cached.
     """
@@ -105,6 +106,7 @@ class Workload:
     gpu_count: int | None = None
     gpu_product: str = ""
     gpu_min_bytes: int = 0
+    cannot: Mapping[str, str] = field(default_factory=dict)
     load_seconds: float = 1.0
     fetch_seconds: float = 0.0
 

@@ -32,6 +32,7 @@ from controlplane.placement.types import (
     ServerUsage,
     Workload,
 )
+from controlplane.reconciler.load_support import LoadSupport
 from controlplane.reconciler.loop_state import LoopState
 from controlplane.reconciler.messages import ReadingTaken
 from controlplane.reconciler.queue_pressure import QueuePressure
@@ -72,6 +73,7 @@ class PlacementController:
         self._moving: set[str] = set()
         self._scalable: set[str] = set()
         self._devices: dict[str, tuple[object, ...]] = {}
+        self._support = LoadSupport()
         self._leads = False
 
     def place(self, moved: Set[str]) -> int:
@@ -130,15 +132,21 @@ class PlacementController:
         """Take the models that changed, that are being moved, or that wait for their first observation."""
         touched = self._touched | self._moving | self._unseen
         self._touched.clear()
-        devices = {name: _devices(self._state.servers[name], servers[name]) for name in moved}
+        devices = {name: self._properties(name, servers[name]) for name in moved}
         leads = self._leading()
         if leads is not self._leads or any(self._devices.get(name) != one for name, one in devices.items()):
-            touched |= self._state.desired_state.keys()  # what a model needs depends on the present devices
+            touched |= self._state.desired_state.keys()  # what a model needs, and where it loads, depends on these
         self._devices |= devices
         self._leads = leads
         touched &= self._state.desired_state.keys()
         self._unseen = self._not_seen(touched)
         return touched
+
+    def _properties(self, name: str, placed: Server) -> tuple[object, ...]:
+        """Return what determines how much memory models need on a server, and which of them it loads."""
+        server = self._state.servers[name]
+        accounts = server.scheduler.accounts
+        return accounts.known, accounts.limited, accounts.topology, placed.has_gpu, self._support.target(server).runs
 
     @staticmethod
     def _changed_servers(before: Mapping[str, Server], now: Mapping[str, Server]) -> list[str]:
@@ -359,8 +367,28 @@ class PlacementController:
             gpu_count=settings.gpu_count,
             gpu_product=settings.gpu_product,
             gpu_min_bytes=settings.gpu_min_memory_bytes,
+            cannot=self._cannot(model, prepared, settings),
             load_seconds=seconds,
         )
+
+    def _cannot(self, model: str, prepared: PreparedVersion, settings: DeploymentSettings) -> Mapping[str, str]:
+        """Return the servers that cannot load a version.
+
+        If no server can, but an earlier version of the deployment can be loaded instead, none is excluded: that version
+        has to stay placed.
+        """
+        selector = settings.node_selector.items()
+        able = [
+            server
+            for server in self._state.servers.values()
+            if all(server.managed.labels.get(key) == value for key, value in selector)
+        ]
+        found = self._support.refusals(model, prepared, able)
+        desired_deployment = self._state.desired_state.get(model)
+        falls_back = desired_deployment is not None and any(
+            target.version != prepared.target.version for target in desired_deployment.prepared
+        )
+        return {} if falls_back and len(found) == len(able) else found
 
     def _sizes(
         self, model: str, prepared: PreparedVersion, servers: Mapping[str, Server]
@@ -432,9 +460,10 @@ class PlacementController:
                 place = ServerAssignment(True, f"it stays loaded until it answers on {elsewhere}")
             else:
                 unplaced = self._state.plan.unplaced.get(model)
-                place = ServerAssignment(
-                    False, f"placed on {elsewhere}" + (f": {unplaced}" if unplaced and not assignments else "")
-                )
+                why = f": {unplaced}" if unplaced and not assignments else ""
+                if assignments and name in workload.cannot:
+                    why = f"; {name} cannot load it: {workload.cannot[name]}"
+                place = ServerAssignment(False, f"placed on {elsewhere}{why}")
             before = server.places.get(model)
             if before != place:
                 server.places[model] = place
@@ -542,12 +571,6 @@ def _runnable(desired_deployment: DesiredDeployment) -> PreparedVersion | None:
         ),
         None,
     )
-
-
-def _devices(server: TrackedServer, placed: Server) -> tuple[object, ...]:
-    """Return the properties of a server that determine how much memory models need on it."""
-    accounts = server.scheduler.accounts
-    return accounts.known, accounts.limited, accounts.topology, placed.has_gpu
 
 
 def _pools(server: TrackedServer) -> tuple[Pool, ...]:

@@ -19,6 +19,7 @@ from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
 from controlplane.domain.health import ServerHealth
 from controlplane.domain.model import VersionEntry
 from controlplane.domain.names import Reference, validate_model_name
+from controlplane.domain.portability import ModelFacts
 from controlplane.domain.rollout.decision import RolloutAction, RolloutDecision, apply, deploy
 from controlplane.domain.rollout.rollback import pinned, rollback_revision
 from controlplane.domain.states import DeploymentStatus, Phase
@@ -30,6 +31,7 @@ from controlplane.registry.registry import Registry
 from controlplane.services.deployment_checks import DeploymentChecks
 from controlplane.services.deployment_operations import OPERATION_PREFIX, describe_operation, parse_operation
 from controlplane.services.operations import Operation
+from controlplane.services.portability import Portability
 
 _COMMIT_TRIES = 8
 _LOOK_SECONDS = 0.1
@@ -127,11 +129,13 @@ class Deployments:
     Args:
         registry: The registry in the store.
         reconciler: Brings about the desired state.
+        portability: Says which servers can load a version.
         gateway: Whether a gateway exists that can split the traffic of a model.
     """
 
-    def __init__(self, registry: Registry, reconciler: Reconciler, *, gateway: bool) -> None:
+    def __init__(self, registry: Registry, reconciler: Reconciler, portability: Portability, *, gateway: bool) -> None:
         self._gateway = gateway
+        self._portability = portability
         self._registry = registry
         self._chains = registry.deployments
         self._checks = DeploymentChecks(registry)
@@ -207,7 +211,7 @@ class Deployments:
 
         Raises:
             InvalidReferenceError: The reference is not valid.
-            InvalidInputError: It names another model, or a version of a format that Triton cannot run.
+            InvalidInputError: It names another model, or a version that Triton, or every server, cannot load.
             InvalidConfigError: Triton would refuse the settings.
             ForbiddenError: The settings need the scope `code`.
             NotFoundError: The version does not exist.
@@ -220,6 +224,7 @@ class Deployments:
             kept = before.spec.settings if before is not None and not before.spec.deleted else DeploymentSettings()
             present = before.spec if before is not None else None
             checked = self._checks.deploy(wanted, entry, settings or kept, present, asker)
+            self._require_loadable(model, entry.number, checked.settings)
             spec = deploy(
                 present,
                 wanted,
@@ -299,9 +304,16 @@ class Deployments:
             except NotFoundError:
                 present = None
             asked = settings or (DeploymentSettings() if present is None else present.settings)
-            return self._checks.deploy(wanted, entry, asked, present, asker).settings
+            checked = self._checks.deploy(wanted, entry, asked, present, asker).settings
+            self._require_loadable(model, entry.number, checked)
+            return checked
 
         return entry, await asyncio.to_thread(check)
+
+    def _require_loadable(self, model: str, number: int, settings: DeploymentSettings) -> None:
+        """Refuse a version that no server can load; blocks."""
+        facts = ModelFacts.of_manifest(self._registry.manifest(model, number))
+        self._portability.require_loadable(f"{model}:{number}", facts, settings.node_selector)
 
     async def rollback(
         self, model: str, *, revision: int | None, actor: str, asker: Principal | None, reason: str

@@ -1,14 +1,16 @@
 """On which Triton servers and images a version loads."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from controlplane.domain.portability import (
     EMBEDDED,
     IMAGE,
+    Loads,
     ModelFacts,
     Target,
     TargetReport,
+    check,
     check_all,
     embedded_target,
     image_target,
@@ -19,8 +21,6 @@ from controlplane.reconciler.controller import Reconciler
 from controlplane.servers.server import ManagedServer
 from controlplane.servers.target import target_of
 from controlplane.triton.embedded.runtime_versions import packages
-
-TARGETS_MAX = 64
 
 
 class Portability:
@@ -65,3 +65,35 @@ class Portability:
             InvalidInputError: A name is none of a server, ``embedded`` and a release.
         """
         return check_all(facts, self.targets(names))
+
+    def require_loadable(self, reference: str, facts: ModelFacts, node_selector: Mapping[str, str]) -> None:
+        """Refuse a version that none of the servers can load.
+
+        Nothing is refused if one of them is embedded, because other instances may then have servers that this one does
+        not know, or if the version is loaded somewhere.
+
+        Args:
+            reference: The version, as name:7.
+            facts: Its facts.
+            node_selector: Labels that its servers must have.
+
+        Raises:
+            InvalidInputError: Every server with these labels is known to be unable to load it.
+        """
+        model, _, number = reference.partition(":")
+        found = []
+        for status in self._reconciler.servers():
+            server = self._servers[status.name]
+            if any(server.labels.get(key) != value for key, value in node_selector.items()):
+                continue
+            loaded = any(one.model == model and str(one.version) == number for one in status.models)
+            if server.embedded is not None or loaded:
+                return
+            found.append(check(facts, target_of(server, status.triton_version)))
+        if found and all(one.loads is Loads.NO for one in found):
+            why = "; ".join(f"{one.target} runs {one.runs}: {', '.join(one.reasons)}" for one in found[:3])
+            raise InvalidInputError(
+                f"{reference} cannot be deployed, since no server can load it: {why}. Publish a version that they can "
+                f"load, or add a server; `tritonctl show {reference}` lists the images that load it",
+                model=model,
+            )

@@ -71,6 +71,20 @@ def test_servers_with_the_model_loaded_or_cached_are_preferred() -> None:
     assert where(plan(NO_PLAN, servers, wanted(cpu("m", 10)), hints)) == {"m": ["c"]}
 
 
+def test_servers_that_cannot_load_a_model_are_avoided_and_named() -> None:
+    servers = named(host("a"), host("b"))
+    old = "its opset is 22, and ONNX Runtime 1.19.2 loads up to 21"
+    made = plan(NO_PLAN, servers, wanted(cpu("m", 10)))
+    assert where(made) == {"m": ["a"]}
+    made = plan(made, servers, wanted(cpu("m", 10, cannot={"a": old})))
+    assert where(made) == {"m": ["b"]}
+    made = plan(made, servers, wanted(cpu("m", 10, cannot={"a": old, "b": old})), Hints(loaded={"m": {"a": ("host",)}}))
+    assert where(made) == {}
+    assert made.unplaced["m"] == f"no server can load it (a: {old}; b: {old})"
+    either = plan(NO_PLAN, servers, wanted(gpu("m", 10, cannot={"a": old})))
+    assert either.unplaced["m"] == f"no server can load it (a: {old}); the other 1 do not have 1 GPU"
+
+
 def test_selectors_are_honoured() -> None:
     servers = named(
         host("cpu"),
