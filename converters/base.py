@@ -1,7 +1,7 @@
 """The interface of converters. A third party implements `Converter` and names it in an entry point."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,7 +10,7 @@ from controlplane.domain.arrays import Array
 from controlplane.domain.manifest import Format
 from controlplane.domain.samples import Tensors
 from controlplane.domain.signature import Signature, TensorSpec
-from converters.options import ConversionOptions
+from converters.options import ConversionOptions, SamplingOptions
 
 Progress = Callable[[str, str], None]
 """Reports progress: a stage (one word) and a message (one sentence)."""
@@ -41,6 +41,21 @@ class SourceModel(ABC):
         Raises:
             converters.runtimes.RunError: The model rejected the inputs or failed.
         """
+
+    def suggest_inputs(
+        self,
+        specs: Sequence[TensorSpec],  # noqa: ARG002 - for subclasses
+        options: SamplingOptions,  # noqa: ARG002
+    ) -> tuple[Tensors, ...]:
+        """Return samples that exercise the model better than random values; empty if there are none.
+
+        They are used if the caller gives no samples.
+
+        Args:
+            specs: Names, types and shapes of the inputs.
+            options: The seed and the number of samples.
+        """
+        return ()
 
 
 @dataclass(frozen=True, slots=True)

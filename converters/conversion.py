@@ -48,7 +48,8 @@ def convert(job: ConvertJob, progress: Progress) -> ConversionResult:
 
     progress("original", "running the original model")
     batched = _said_batched(job, inspection, original)
-    tried = try_samples(original.run, specs, given, options, batched=bool(batched))
+    asked = given or original.suggest_inputs(specs, options)
+    tried = try_samples(original.run, specs, asked, options, batched=bool(batched))
     if (odd := differing_output(original.run, tried.inputs[0])) is not None:
         raise ConversionFailedError(
             f"the original model answers the same input differently in two runs (output {odd!r}), so the result "
@@ -86,7 +87,7 @@ def convert(job: ConvertJob, progress: Progress) -> ConversionResult:
         facts.attributes.update(forward_types(runtime))
         if (reason := refusal(runtime, signature)) is not None:
             raise ConversionFailedError(f"Triton cannot serve the result: {reason}")
-    generated = tried.guess is not None
+    generated = not given
     parity = check_parity(runtime.run, golden, tolerances, generated=generated, seed=options.seed)
     signature, independent, notes = _settled_rows(runtime.run, signature, golden, facts, options)
     warnings = (*warnings, *notes)

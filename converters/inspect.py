@@ -12,6 +12,7 @@ from controlplane.domain.placeholders import HEAD_BYTES, lfs_pointer, web_page
 from controlplane.domain.signature import DYNAMIC, DataType, Signature, TensorSpec
 from controlplane.errors import ForbiddenError, InvalidArtifactError
 from converters.archives import list_archive
+from converters.booster_files import inspect_booster
 from converters.jobs import Inspection
 from converters.onnx_artifact import inspect_onnx
 from converters.pickles import refuse_untrusted_pickle
@@ -33,6 +34,7 @@ _MODEL_SUFFIXES = (
     ".pkl",
     ".pickle",
     ".joblib",
+    ".ubj",
 )
 
 
@@ -130,6 +132,8 @@ def _read(main: Path, root: Path, *, trust: bool) -> _Read:
         return _Read(Format.SKLEARN, None, {"container": "pickle"})
     if (attributes := _safetensors(main, head)) is not None:
         return _Read(Format.PYTORCH, None, attributes, (WEIGHTS_HINT,))
+    if (booster := inspect_booster(main, head)) is not None:
+        return _Read(booster[0], None, booster[1])
     # An ONNX file is a protobuf message without a magic number; all exporters write ir_version, field 1, first.
     if main.suffix.lower() == ".onnx" or head[:1] == b"\x08":
         onnx = inspect_onnx(main, root)
@@ -137,7 +141,7 @@ def _read(main: Path, root: Path, *, trust: bool) -> _Read:
         return _Read(Format.ONNX, found.signature, onnx.attributes, found.hints, found.inputs, found.unservable)
     raise InvalidArtifactError(
         f"the format of {main.name} is unknown; supported formats are ONNX, TorchScript, torch.export (.pt2), "
-        "safetensors, a PyTorch state dict and skops"
+        "safetensors, a PyTorch state dict, skops, XGBoost (.json, .ubj) and LightGBM (.txt)"
     )
 
 

@@ -31,6 +31,8 @@ BUILT_IN: dict[tuple[Format, Format], str] = {
     (Format.PYTORCH, Format.ONNX): "converters.from_torch:ModuleToOnnx",
     (Format.PYTORCH, Format.TORCHSCRIPT): "converters.from_torch:ModuleToTorchScript",
     (Format.SKLEARN, Format.ONNX): "converters.from_sklearn:SklearnToOnnx",
+    (Format.XGBOOST, Format.ONNX): "converters.from_boosters:XGBoostToOnnx",
+    (Format.LIGHTGBM, Format.ONNX): "converters.from_boosters:LightGBMToOnnx",
 }
 
 

@@ -4,8 +4,19 @@ from pathlib import Path
 
 from controlplane.domain.manifest import Format
 from controlplane.domain.signature import Signature, TensorSpec
+from controlplane.errors import ConversionFailedError
 from converters.base import SourceModel
 from converters.options import ConversionOptions
+
+_EXTRAS = {
+    Format.ONNX: "embedded",
+    Format.TORCHSCRIPT: "torch",
+    Format.TORCH_EXPORT: "torch",
+    Format.PYTORCH: "torch",
+    Format.SKLEARN: "sklearn",
+    Format.XGBOOST: "boosters",
+    Format.LIGHTGBM: "boosters",
+}
 
 
 def open_source_model(
@@ -20,7 +31,31 @@ def open_source_model(
     Raises:
         InvalidArtifactError: The framework cannot load the original.
         UntrustedArtifactError: Loading the original runs its code, and ``options.trust`` is false.
+        ConversionFailedError: The framework is not installed.
     """
+    try:
+        return _open(path, format, signature, specs, options)
+    except ModuleNotFoundError as error:
+        if options.trust:  # the model's own code may import what is missing
+            raise
+        raise missing_package(format, error) from error
+
+
+def missing_package(format: Format, error: ModuleNotFoundError) -> ConversionFailedError:  # noqa: A002
+    """Return the error for a framework that is not installed, with the command that installs it."""
+    return ConversionFailedError(
+        f"reading a model of the format {format.value} needs the package {error.name!r}, which is not installed where "
+        f"the control plane runs; install it: pip install 'triton-control-plane[{_EXTRAS[format]}]'"
+    )
+
+
+def _open(
+    path: Path,
+    format: Format,  # noqa: A002
+    signature: Signature | None,
+    specs: tuple[TensorSpec, ...],
+    options: ConversionOptions,
+) -> SourceModel:
     if format is Format.ONNX:
         from converters.from_onnx import OnnxOriginal
 
@@ -37,6 +72,14 @@ def open_source_model(
         from converters.from_torch import ModuleOriginal
 
         return ModuleOriginal(path, options, specs)
+    if format is Format.XGBOOST:
+        from converters.from_boosters import XGBoostOriginal
+
+        return XGBoostOriginal(path)
+    if format is Format.LIGHTGBM:
+        from converters.from_boosters import LightGBMOriginal
+
+        return LightGBMOriginal(path)
     from converters.from_sklearn import SklearnOriginal
 
     return SklearnOriginal(path, trust=options.trust)

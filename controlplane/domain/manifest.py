@@ -23,6 +23,8 @@ class Format(StrEnum):
     TORCH_EXPORT = "torch-export"
     PYTORCH = "pytorch"
     SKLEARN = "sklearn"
+    XGBOOST = "xgboost"
+    LIGHTGBM = "lightgbm"
 
     @property
     def backend(self) -> str | None:

@@ -6,17 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightgbm
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import silero_vad
 import torch
+import xgboost
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc.aio import InferenceServerClient
 
+from controlplane.domain.comparison import compare
 from controlplane.domain.deployment import DeploymentSettings, DynamicBatching, InstanceKind
 from controlplane.domain.manifest import Format
 from controlplane.domain.samples import Sample
@@ -24,7 +27,9 @@ from controlplane.domain.signature import Signature, TensorSpec
 from controlplane.errors import InferenceError, LoadRefusedError
 from converters.golden_samples import record
 from converters.inspect import inspect_artifact
-from converters.jobs import RecordJob
+from converters.jobs import ConvertJob, RecordJob
+from converters.options import ConversionOptions
+from converters.runner import run_worker
 from tests.cases import torchscript_inputs
 from tests.support.triton_models import ModelFiles, load_torchscript, model_files, onnx_model, scale, spec, torchscript
 from tests.support.triton_serving import Serving
@@ -462,6 +467,29 @@ async def test_exporter_metadata_are_parameters_of_the_loaded_model(serving: Ser
     assert read == noted
     assert ast.literal_eval(read["names"])[999] == "class 999 “é”"
     assert (await serving.client.infer(name, {"x": rows(1)}))[0]["y"].tolist() == [[0, 2, 4]]
+
+
+@pytest.mark.parametrize("kind", [Format.XGBOOST, Format.LIGHTGBM])
+async def test_converted_boosters_answer_as_their_library(serving: Serving, tmp_path: Path, kind: Format) -> None:
+    """From the file through the worker process to Triton: batches, thresholds and missing values."""
+    path = tmp_path / ("m.json" if kind is Format.XGBOOST else "m.txt")
+    table = np.random.default_rng(0).standard_normal((100, 3)).astype(np.float32)
+    target = (table.sum(axis=1) > 0).astype(int)
+    if kind is Format.XGBOOST:
+        chosen = {"objective": "binary:logistic", "nthread": 1, "max_depth": 3}
+        xgboost.train(chosen, xgboost.DMatrix(table, label=target), 5).save_model(path)
+    else:
+        data = lightgbm.Dataset(table.astype(np.float64), label=target)
+        lightgbm.train({"objective": "binary", "num_threads": 1, "verbose": -1}, data, 5).save_model(path)
+    job = ConvertJob(source=path, options=ConversionOptions(target=Format.ONNX), output_dir=tmp_path / "out")
+    result = await asyncio.to_thread(run_worker, job)
+    assert any(np.isnan(sample.inputs["X"]).any() for sample in result.samples)
+    settings = DeploymentSettings(dynamic_batching=DynamicBatching())
+    model = model_files(result.output_dir / "model.onnx", Format.ONNX, result.signature)
+    name = await serving.serve(model, settings, result.samples)
+    for sample in result.samples:
+        answer, _ = await serving.client.infer(name, sample.inputs)
+        assert all(comparison.agrees for comparison in compare(answer, sample.outputs, {}))
 
 
 async def test_silero_vad_onnx_model_answers(serving: Serving) -> None:

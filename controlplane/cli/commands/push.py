@@ -37,7 +37,7 @@ FormatOption = Annotated[
     str | None,
     typer.Option(
         "--format",
-        help="onnx, torchscript, torch-export, pytorch or sklearn. Default: detected.",
+        help="onnx, torchscript, torch-export, pytorch, sklearn, xgboost or lightgbm. Default: detected.",
         show_default=False,
     ),
 ]

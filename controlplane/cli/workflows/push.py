@@ -21,7 +21,10 @@ SAMPLES_NAME = "tritonctl-samples.npz"
 _DAMAGED_CODES = frozenset({"digest-mismatch", "not-found"})
 """Codes of a publication's failure that is due to a damaged or lost file in the store."""
 
-_SUFFIXES = (".onnx", ".pt2", ".pt", ".pth", ".jit", ".ts", ".torchscript", ".safetensors", ".skops", ".pkl", ".joblib")
+_SUFFIXES = (
+    *(".onnx", ".pt2", ".pt", ".pth", ".jit", ".ts", ".torchscript"),
+    *(".safetensors", ".skops", ".pkl", ".joblib", ".json", ".ubj", ".txt"),
+)
 
 
 @dataclass(frozen=True, slots=True)
