@@ -6,14 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import lightgbm
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import silero_vad
 import torch
-import xgboost
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from tritonclient.grpc import InferInput, InferRequestedOutput
@@ -476,9 +474,13 @@ async def test_converted_boosters_answer_as_their_library(serving: Serving, tmp_
     table = np.random.default_rng(0).standard_normal((100, 3)).astype(np.float32)
     target = (table.sum(axis=1) > 0).astype(int)
     if kind is Format.XGBOOST:
+        import xgboost
+
         chosen = {"objective": "binary:logistic", "nthread": 1, "max_depth": 3}
         xgboost.train(chosen, xgboost.DMatrix(table, label=target), 5).save_model(path)
     else:
+        import lightgbm
+
         data = lightgbm.Dataset(table.astype(np.float64), label=target)
         lightgbm.train({"objective": "binary", "num_threads": 1, "verbose": -1}, data, 5).save_model(path)
     job = ConvertJob(source=path, options=ConversionOptions(target=Format.ONNX), output_dir=tmp_path / "out")
