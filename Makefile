@@ -4,6 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
+# Tests start many interpreters. Each would compile the project again where the environment forbids to keep the result.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo up test test-long coverage lint faults bench bench-check compose-check clean
 
 $(STAMP): pyproject.toml constraints.txt

@@ -4,8 +4,6 @@ import itertools
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 from controlplane.settings import StoreSettings
 from controlplane.storage.filesystem import FilesystemStore
 from tests.support.api import Api, onnx_scale, serving, settings_for
+from tests.support.cli_forks import Ended, commands
 from tests.support.registries import new_registry, require_readable
 
 PARTS = (
@@ -72,17 +71,14 @@ class Traffic:
             self.more.release()
 
 
-def tritonctl(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def tritonctl(*arguments: str, **environment: str) -> Ended:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("TRITONCTL_", "CONTROLPLANE_"))}
-    command = [sys.executable, "-m", "controlplane.cli.main", *arguments]
-    return subprocess.run(
-        command, env={**kept, **environment}, capture_output=True, text=True, timeout=240, check=False
-    )
+    return commands().run(arguments, cwd=Path.cwd(), env={**kept, **environment}, stdin=None, timeout=240)
 
 
-def report_of(done: subprocess.CompletedProcess[str], code: int) -> dict[str, Any]:
-    assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
-    report: dict[str, Any] = json.loads(done.stdout)
+def report_of(done: Ended, code: int) -> dict[str, Any]:
+    assert done.code == code, f"{done.code}\n{done.out}\n{done.err}"
+    report: dict[str, Any] = json.loads(done.out)
     return report
 
 
@@ -117,14 +113,14 @@ def test_backup_taken_under_traffic_can_be_restored(tmp_path: Path) -> None:
         assert set(lost) == {"models/m0", "models/m1"}
         api.problem(api.http.patch("/v1/models/m0", json={"labels": {}}), 409, "store-went-backwards")
         refused = tritonctl("show", "m0", **here)
-        assert refused.returncode == 5
-        assert "tritonctl fsck --restore models/m0" in refused.stderr
+        assert refused.code == 5
+        assert "tritonctl fsck --restore models/m0" in refused.err
 
         # What was published after the backup has no files there; labels and aliases are in this instance's memory.
         shown = tritonctl("fsck", "--restore", "models/m0", "--reason", "restored", **here)
-        assert shown.returncode == 7
-        assert "resolved: models/m0: revision" in shown.stdout
-        assert "Missing" in shown.stdout
+        assert shown.code == 7
+        assert "resolved: models/m0: revision" in shown.out
+        assert "Missing" in shown.out
         report = report_of(tritonctl("fsck", "--accept", "models/m1", "-o", "json", **here), 7)
         assert all(one["subject"].startswith("m0:") for one in report["findings"])
         missing = {one["subject"].partition(" ")[0].partition(":")[2] for one in report["findings"]}
@@ -133,10 +129,10 @@ def test_backup_taken_under_traffic_can_be_restored(tmp_path: Path) -> None:
             if str(alias) == number:
                 api.http.delete("/v1/models/m0/aliases/newest")
             assert api.http.delete(f"/v1/models/m0/versions/{number}").status_code == 204
-        assert tritonctl("fsck", "--deep", **here).returncode == 0
+        assert tritonctl("fsck", "--deep", **here).code == 0
         nothing = tritonctl("fsck", "--accept", "models/m1", **here)
-        assert nothing.returncode == 5
-        assert "nothing to accept: models/m1 is intact" in nothing.stderr
+        assert nothing.code == 5
+        assert "nothing to accept: models/m1 is intact" in nothing.err
 
         # Numbers of versions that were lost are not used again, and everything goes on.
         before = api.ok(api.http.get("/v1/models/m1"))

@@ -1,41 +1,24 @@
 """A control plane that is killed with SIGKILL, and the one that takes its place on the same data folder."""
 
 import contextlib
-import json
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 
 from tests.support.api import onnx_scale, sha256
-
-_RUN = """
-import sys
-from pathlib import Path
-from controlplane.process import run
-from controlplane.settings import ApiSettings, Settings, TritonSettings
-run(Settings(data_dir=Path(sys.argv[1]), api=ApiSettings(port=0), triton=TritonSettings(embedded=False)))
-"""
+from tests.support.cli_forks import Forked
+from tests.support.control_process import started
 
 
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[tuple["subprocess.Popen[bytes]", httpx.Client]]:
-    """A control plane as a process, killed at the end of the block."""
-    ready = folder / "up.json"
-    ready.unlink(missing_ok=True)
-    process = subprocess.Popen([sys.executable, "-c", _RUN, str(folder)])
-    try:
-        while not ready.exists():
-            assert process.poll() is None
-            time.sleep(0.02)
-        with httpx.Client(base_url=json.loads(ready.read_text())["url"], timeout=60) as http:
-            yield process, http
-    finally:
-        process.kill()
-        process.wait()
+def running(folder: Path) -> Iterator[tuple[Forked, httpx.Client]]:
+    """Run a control plane without a Triton as a process, killed at the end of the block."""
+    with (
+        started(folder, "serve") as (process, document),
+        httpx.Client(base_url=document["url"], timeout=60) as http,
+    ):
+        yield process, http
 
 
 def publish(http: httpx.Client) -> str:

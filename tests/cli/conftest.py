@@ -1,34 +1,26 @@
 """The CLI as a process, against one real `tritonctl up` with a real Triton."""
 
-import atexit
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from tests.support.cli_forks import Forks
+from tests.support.cli_forks import Forked, commands, control_planes, start_control_plane
 from tests.support.models import affine_onnx
 
 TRITONCTL = (sys.executable, "-m", "controlplane.cli.main")
-_INTERPRETERS = (["up"], ["serve"], ["demo"])
-"""Commands that run in an interpreter of their own."""
-_COMMAND_VARIABLES = ("TRITONCTL_", "CONTROLPLANE_")
+_CONTROL_PLANES = ("up", "serve")
+_VARIABLES = ("TRITONCTL_", "CONTROLPLANE_", "AWS_")
 """Variables that are read when a command runs; libraries read others when they are imported."""
-
-
-@cache
-def _forks() -> Forks:
-    forks = Forks()
-    atexit.register(forks.close)
-    return forks
 
 
 @dataclass(frozen=True)
@@ -66,7 +58,7 @@ class Cli:
         """Run a command to its end."""
         words = [*map(str, arguments)]
         env = {**self.environment, **environment}
-        if words[:1] in _INTERPRETERS or not all(name.startswith(_COMMAND_VARIABLES) for name in environment):
+        if words[:1] == ["demo"] or not _read_when_run(environment):
             done = subprocess.run(
                 [*TRITONCTL, *words],
                 cwd=self.folder,
@@ -79,7 +71,10 @@ class Cli:
             )
             result = Result(done.returncode, done.stdout, done.stderr)
         else:
-            ended = _forks().run(words, cwd=self.folder, env=env, stdin=stdin, timeout=timeout)
+            # `up --detach` starts an interpreter of its own for the control plane.
+            here = _runs_control_plane(words) and "--detach" not in words
+            forks = control_planes() if here else commands()
+            ended = forks.run(words, cwd=self.folder, env=env, stdin=stdin, timeout=timeout)
             result = Result(ended.code, ended.out, ended.err)
         assert "Traceback" not in result.err, result.err
         return result
@@ -90,16 +85,52 @@ class Cli:
         assert result.code == 0, f"{arguments}: exit code {result.code}\n{result.out}\n{result.err}"
         return result
 
-    def start(self, *arguments: object, **environment: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: object, **environment: str) -> subprocess.Popen[str] | Forked:
         """Start a command and do not wait for it."""
-        return subprocess.Popen(
-            [*TRITONCTL, *map(str, arguments)],
-            cwd=self.folder,
-            env={**self.environment, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        words = [*map(str, arguments)]
+        env = {**self.environment, **environment}
+        if not _read_when_run(environment):
+            return subprocess.Popen(
+                [*TRITONCTL, *words],
+                cwd=self.folder,
+                env=env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        forks = control_planes() if _runs_control_plane(words) else commands()
+        read, write = os.pipe()
+        with open(os.devnull, "rb") as nothing, open(write, "wb") as sink:  # noqa: PTH123
+            return forks.start(
+                words,
+                cwd=self.folder,
+                env=env,
+                stdin=nothing.fileno(),
+                stdout=sink.fileno(),
+                stderr=sink.fileno(),
+                output=open(read, encoding="utf-8"),  # noqa: PTH123
+            )
+
+    @contextlib.contextmanager
+    def up(self, *options: object, **environment: str) -> Iterator[dict[str, Any]]:
+        """Run `up` on free ports until the end of the block; yields its ready file."""
+        with self.running("up", "--port", 0, *options, **environment) as record:
+            yield record
+
+    @contextlib.contextmanager
+    def running(self, *arguments: object, **environment: str) -> Iterator[dict[str, Any]]:
+        """Run `up` or `serve` until the end of the block; yields its ready file. Its log is in the folder."""
+        log, ready = self.folder / f"{arguments[0]}.log", self.data_dir / "up.json"
+        env = {**self.environment, **environment}
+        process = start_control_plane([*map(str, arguments)], cwd=self.folder, env=env, log=log)
+        try:
+            while not ready.exists() or json.loads(ready.read_text())["pid"] != process.pid:
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.05)
+            yield json.loads(ready.read_text())
+        finally:
+            process.terminate()
+            process.wait(60)
 
     def tritons(self) -> list[int]:
         """Return the Triton processes of this data folder, including stubs."""
@@ -109,6 +140,14 @@ class Cli:
             if any(str(self.data_dir) in word for word in words) and "triton" in Path(words[0]).name:
                 found.append(process.info["pid"])
         return found
+
+
+def _runs_control_plane(words: list[str]) -> bool:
+    return words[:1] in ([command] for command in _CONTROL_PLANES)
+
+
+def _read_when_run(environment: dict[str, str]) -> bool:
+    return all(name.startswith(_VARIABLES) for name in environment)
 
 
 @pytest.fixture
@@ -121,16 +160,13 @@ def fresh(tmp_path: Path) -> Iterator[Cli]:
     cli("down")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
-    """The one `up` that the tests share."""
+    """The one `up` that the tests of this folder share."""
     root = tmp_path_factory.mktemp("cli")
     cli = Cli(root / "data", root)
-    try:
-        cli.ok("up", "--detach", "--port", 0)
+    with cli.up():
         yield cli
-    finally:
-        cli("down")
     assert not cli.tritons(), "a Triton was left behind"
 
 
@@ -146,7 +182,7 @@ def tripling(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return affine_onnx(tmp_path_factory.mktemp("models") / "tripling.onnx", scale=3.0)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def published(cli: Cli, doubling: Path) -> str:
     """A model with one version, deployed and Ready; tests only look at it."""
     cli.ok("push", "steady", doubling, "--deploy")

@@ -125,10 +125,10 @@ def test_infer_on_an_unloaded_model_reports_the_reason(cli: Cli, doubling: Path)
 
 
 def test_infer_uses_the_api_without_a_gateway(fresh: Cli, doubling: Path) -> None:
-    fresh.ok("up", "--detach", "--port", 0, "--no-gateway")
-    fresh.ok("push", "steady", doubling, "--deploy")
-    assert fresh.ok("infer", "steady", "--sample", "-o", "json").json["via"] == "api"
-    missing = fresh("gateway")
-    assert (missing.code, "this control plane has no gateway" in missing.err) == (3, True), missing
-    result = fresh("infer", "steady", "--sample", "--via", "gateway")
-    assert (result.code, "this control plane has no gateway; use --via api" in result.err) == (3, True), result
+    with fresh.up("--no-gateway"):
+        fresh.ok("push", "steady", doubling, "--deploy")
+        assert fresh.ok("infer", "steady", "--sample", "-o", "json").json["via"] == "api"
+        missing = fresh("gateway")
+        assert (missing.code, "this control plane has no gateway" in missing.err) == (3, True), missing
+        result = fresh("infer", "steady", "--sample", "--via", "gateway")
+        assert (result.code, "this control plane has no gateway; use --via api" in result.err) == (3, True), result

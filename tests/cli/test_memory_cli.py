@@ -34,15 +34,12 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
         "CONTROLPLANE_MEMORY__MINIMUM_RESIDENCE_SECONDS": "0.1",
         "CONTROLPLANE_MEMORY__EVICTION_POLICY": "lru",
     }
-    try:
-        cli.ok("up", "--detach", "--port", 0, **budget)
+    with cli.up(**budget):
         for name in NAMES:
             cli.ok("push", name, affine_onnx(root / f"{name}.onnx", scale=2.0, resident_mib=80))
             result = cli.ok("deploy", name, "--mode", "on-demand", "--keep-alive", "1h30m", "--wait")
             assert f"{name}:1 is deployed but not loaded: on demand" in result.out
         yield cli
-    finally:
-        cli("down")
 
 
 def _states(cli: Cli) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
@@ -130,9 +131,21 @@ def check_end(world: World, desired: DesiredReplica) -> None:
             assert not world.observe().mark(answering.version).bad
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_planner_reaches_any_desired_states_from_any_state(data: st.DataObject) -> None:
+    check_revisions(data)
+
+
+@pytest.mark.long
+@settings(max_examples=1500, deadline=None)
+@given(data=st.data())
+def test_planner_reaches_any_desired_states_from_many_states(data: st.DataObject) -> None:
+    check_revisions(data)
+
+
+def check_revisions(data: st.DataObject) -> None:
+    """Check that each of several revisions is reached from a drawn state."""
     world = World(data.draw(tritons()), START)
     for revision in range(1, data.draw(st.integers(2, 5))):
         desired = data.draw(wants(revision, world.now))

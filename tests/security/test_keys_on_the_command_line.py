@@ -7,17 +7,15 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 import trustme
 
-from tests.cli.conftest import TRITONCTL, Cli
+from tests.cli.conftest import Cli
 from tests.support.processes import free_port
 
 KEY = "TRITONCTL_API_KEY"
@@ -30,28 +28,9 @@ def here(tmp_path: Path) -> Cli:
     return Cli(tmp_path / "data", folder)
 
 
-@contextmanager
-def serve(cli: Cli, *options: object, **environment: str) -> Iterator[dict[str, str]]:
-    """A `tritonctl serve` without a Triton; gives what its ready file says."""
-    record = cli.data_dir / "up.json"
-    log = cli.folder / "serve.log"
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [*TRITONCTL, "serve", "--port", "0", *map(str, options)],
-            cwd=cli.folder,
-            env={**cli.environment, **environment},
-            stdout=output,
-            stderr=output,
-        )
-    try:
-        psutil_process = psutil.Process(process.pid)
-        while not record.exists():
-            assert process.poll() is None, log.read_text()
-            psutil_process.cpu_percent(0.05)  # wait a moment
-        yield json.loads(record.read_text())
-    finally:
-        process.terminate()
-        process.wait(60)
+def serve(cli: Cli, *options: object, **environment: str) -> AbstractContextManager[dict[str, Any]]:
+    """Run `tritonctl serve` without a Triton; yields what its ready file says."""
+    return cli.running("serve", "--port", "0", *options, **environment)
 
 
 def test_first_key_created_offline_enables_authentication(here: Cli) -> None:

@@ -24,8 +24,9 @@ import pytest
 import trustme
 
 from controlplane.triton.client import CONTROL_HEADER
-from tests.cli.conftest import TRITONCTL, Cli
+from tests.cli.conftest import Cli
 from tests.support.api import onnx_scale, sha256
+from tests.support.cli_forks import control_planes, start_control_plane
 from tests.support.moto import moto_server
 from tests.support.s3server import S3Server
 from tests.support.triton import RunningTriton
@@ -124,10 +125,7 @@ def test_no_output_contains_a_secret(tmp_path: Path, triton: RunningTriton) -> N
         root = str(made.json["secret"])
         secrets = {**SECRETS, "API key": root, "API key's secret part": root.split("_", 2)[2]}
         log = tmp_path / "serve.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [*TRITONCTL, "serve", "--port", "0"], cwd=tmp_path, env=environment, stdout=output, stderr=output
-            )
+        process = start_control_plane(("serve", "--port", "0"), cwd=tmp_path, env=environment, log=log)
         try:
             record = cli.data_dir / "up.json"
             until("it is up", lambda: record.exists() or process.poll() is not None)
@@ -214,17 +212,15 @@ def test_no_output_contains_a_secret(tmp_path: Path, triton: RunningTriton) -> N
         }.items():
             for debug in ((), ("--debug",)):
                 # Not through `Cli`, which takes a traceback for a fault: with --debug one is asked for.
-                failed = subprocess.run(
-                    [*TRITONCTL, *debug, "serve", "--port", "0"],
+                failed = control_planes().run(
+                    (*debug, "serve", "--port", "0"),
                     cwd=tmp_path,
                     env={**environment, **change},
-                    capture_output=True,
-                    text=True,
+                    stdin=None,
                     timeout=120,
-                    check=False,
                 )
-                assert failed.returncode not in (0, None), name
-                said[f"{name} {debug}"] = failed.stdout + failed.stderr
+                assert failed.code != 0, name
+                said[f"{name} {debug}"] = failed.out + failed.err
 
     assert len(said) > 100
     assert "Check the endpoint" in said["log"], "failures were logged"
@@ -263,14 +259,7 @@ def test_error_for_rejected_credentials_contains_no_secret(tmp_path: Path, ceph:
     }
     for command in (("serve", "--port", "0"), ("doctor",), ("keys", "list", "--offline")):
         for debug in ((), ("--debug",)):
-            result = subprocess.run(
-                [*TRITONCTL, *debug, *command],
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=120,
-                check=False,
-            )
-            assert result.returncode != 0, command
-            assert "denied access" in result.stdout + result.stderr
-            assert wrong not in result.stdout + result.stderr
+            result = control_planes().run((*debug, *command), cwd=tmp_path, env=environment, stdin=None, timeout=120)
+            assert result.code != 0, command
+            assert "denied access" in result.out + result.err
+            assert wrong not in result.out + result.err

@@ -1,7 +1,8 @@
 """Runs `tritonctl` as processes that are forked from one that has imported it, which saves the start of an interpreter.
 
-A test process starts one server (`Forks`). For each command the server forks a process with the command's own
-arguments, environment, folder and files, and sends back its exit status.
+A test process starts a server of forks (`Forks`): one for short commands, and one for control planes, which import
+much more. For each command the server forks a process with the command's own arguments, environment, folder and files,
+and sends back its exit status. A forked process is killed when the test process ends.
 """
 
 import atexit
@@ -9,6 +10,7 @@ import contextlib
 import importlib
 import json
 import os
+import select
 import signal
 import socket
 import struct
@@ -18,16 +20,19 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
-_IMPORTED = (
+_COMMANDS = (
     "controlplane.cli.main",
     *("controlplane.cli.views.deployment", "controlplane.cli.views.health", "controlplane.cli.views.version"),
     *("controlplane.cli.workflows.deploy", "controlplane.cli.workflows.infer", "controlplane.cli.workflows.push"),
     *("controlplane.cli.workflows.upload", "httpx", "rich.progress", "rich.table"),
 )
 """What most commands import."""
+_CONTROL_PLANES = ("controlplane.cli.main", "controlplane.cli.workflows.up", "controlplane.process")
+"""What `up` and `serve` import."""
 _LENGTH = struct.Struct("!I")
 _PID = struct.Struct("!i")
 
@@ -41,13 +46,80 @@ class Ended:
     err: str
 
 
-class Forks:
-    """A server process that forks commands."""
+class Forked:
+    """A process that was forked for a command, with the interface of `subprocess.Popen`.
 
-    def __init__(self) -> None:
+    Attributes:
+        pid: Its process id.
+        returncode: Its exit status; negative is the number of the signal that ended it, None means it runs.
+    """
+
+    def __init__(self, connection: socket.socket, pid: int, stdout: IO[str] | None = None) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self.stdout = stdout
+        self._connection = connection
+
+    def poll(self) -> int | None:
+        """Return the exit status; None while the process runs."""
+        if self.returncode is None and select.select([self._connection], [], [], 0)[0]:
+            self.wait()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until the process has ended, and return its exit status.
+
+        Raises:
+            subprocess.TimeoutExpired: It did not end in time.
+        """
+        if self.returncode is None:
+            self._connection.settimeout(timeout)
+            try:
+                (self.returncode,) = _PID.unpack(_receive(self._connection, _PID.size))
+            except TimeoutError:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0) from None
+            self._connection.close()
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        """Return the output of the process, once it has ended."""
+        text: list[str] = []
+        if (stdout := self.stdout) is not None and not stdout.closed:
+            reader = threading.Thread(target=lambda: text.append(stdout.read()))
+            reader.start()
+            self.wait(timeout)
+            reader.join()
+            stdout.close()
+        else:
+            self.wait(timeout)
+        return "".join(text), None
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless the process has ended."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+
+class Forks:
+    """A server process that forks commands.
+
+    Args:
+        imported: Modules that the server imports before it forks.
+    """
+
+    def __init__(self, imported: Sequence[str] = _COMMANDS) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._path = str(Path(self._folder.name) / "s")
-        command = [sys.executable, "-m", "tests.support.cli_forks", self._path]
+        command = [sys.executable, "-m", "tests.support.cli_forks", self._path, *imported]
         self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._server.stdout is not None
         assert self._server.stdout.readline() == b"ready\n"
@@ -61,6 +133,41 @@ class Forks:
         self._server.wait(30)
         self._folder.cleanup()
 
+    def start(
+        self,
+        arguments: Sequence[str],
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+        stdin: int,
+        stdout: int,
+        stderr: int,
+        output: IO[str] | None = None,
+    ) -> Forked:
+        """Start a command.
+
+        Args:
+            arguments: Its words.
+            cwd: Its folder.
+            env: Its environment.
+            stdin: Descriptor of its standard input.
+            stdout: Descriptor of its standard output.
+            stderr: Descriptor of its standard error.
+            output: The other end of its standard output, if that is a pipe.
+        """
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(self._path)
+            connection.settimeout(120)
+            request = json.dumps({"arguments": list(arguments), "cwd": str(cwd), "env": dict(env)}).encode()
+            socket.send_fds(connection, [_LENGTH.pack(len(request))], [stdin, stdout, stderr])
+            connection.sendall(request)
+            (pid,) = _PID.unpack(_receive(connection, _PID.size))
+        except BaseException:
+            connection.close()
+            raise
+        return Forked(connection, pid, output)
+
     def run(
         self, arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdin: str | None, timeout: float
     ) -> Ended:
@@ -73,24 +180,53 @@ class Forks:
             files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
             files[0].write((stdin or "").encode())
             files[0].seek(0)
-            connection = stack.enter_context(socket.socket(socket.AF_UNIX))
-            connection.connect(self._path)
-            connection.settimeout(timeout)
-            request = json.dumps({"arguments": list(arguments), "cwd": str(cwd), "env": dict(env)}).encode()
-            socket.send_fds(connection, [_LENGTH.pack(len(request))], [file.fileno() for file in files])
-            connection.sendall(request)
-            (pid,) = _PID.unpack(_receive(connection, _PID.size))
+            given, out, err = (file.fileno() for file in files)
+            process = self.start(arguments, cwd=cwd, env=env, stdin=given, stdout=out, stderr=err)
             try:
-                (code,) = _PID.unpack(_receive(connection, _PID.size))
-            except TimeoutError:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                raise subprocess.TimeoutExpired(list(arguments), timeout) from None
+                code = process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                raise
             texts = []
             for file in files[1:]:
                 file.seek(0)
                 texts.append(file.read().decode())
             return Ended(code, *texts)
+
+
+@cache
+def commands() -> Forks:
+    """Return this process's server of short commands."""
+    return _closed_at_exit(Forks())
+
+
+@cache
+def control_planes() -> Forks:
+    """Return this process's server of control planes: `up` and `serve`."""
+    return _closed_at_exit(Forks(_CONTROL_PLANES))
+
+
+def _closed_at_exit(forks: Forks) -> Forks:
+    atexit.register(forks.close)
+    return forks
+
+
+def start_control_plane(
+    arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], log: Path | None = None
+) -> Forked:
+    """Start `up` or `serve`.
+
+    Args:
+        arguments: Its words.
+        cwd: Its folder.
+        env: Its environment.
+        log: File that its output is added to; None: the test's own output.
+    """
+    with contextlib.ExitStack() as stack:
+        nothing = stack.enter_context(open(os.devnull, "rb")).fileno()  # noqa: PTH123
+        out, err = (1, 2) if log is None else (stack.enter_context(log.open("ab")).fileno(),) * 2
+        return control_planes().start(arguments, cwd=cwd, env=env, stdin=nothing, stdout=out, stderr=err)
 
 
 def _receive(connection: socket.socket, size: int) -> bytes:
@@ -103,8 +239,8 @@ def _receive(connection: socket.socket, size: int) -> bytes:
     return parts
 
 
-def _serve(path: str) -> None:
-    for name in _IMPORTED:
+def _serve(path: str, imported: Sequence[str]) -> None:
+    for name in imported:
         importlib.import_module(name)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
@@ -129,6 +265,10 @@ def _handle(connection: socket.socket) -> NoReturn:
         connection.close()
         _command(request, fds)
     connection.sendall(_PID.pack(pid))
+    ended = os.pidfd_open(pid)
+    ready, _, _ = select.select([ended, connection.fileno()], [], [])
+    if ended not in ready:  # the caller has ended
+        os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     with contextlib.suppress(OSError):  # the caller gave up
         connection.sendall(_PID.pack(os.waitstatus_to_exitcode(status)))
@@ -140,13 +280,13 @@ def _command(request: Any, fds: Sequence[int]) -> NoReturn:
     for number, fd in enumerate(fds):
         os.dup2(fd, number)
         os.close(fd)
-    os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
     sys.argv = ["tritonctl", *request["arguments"]]
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
     code: Any = 1
     try:
+        os.chdir(request["cwd"])
         from controlplane.cli.main import main
 
         main()
@@ -166,4 +306,4 @@ def _command(request: Any, fds: Sequence[int]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    _serve(sys.argv[1], sys.argv[2:])
