@@ -1,17 +1,21 @@
 """Printing: tables for people, JSON for programs; results go to stdout, everything else to stderr."""
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import zip_longest
 from typing import Any, ClassVar
 
-from pydantic import BaseModel
+from pydantic_core import to_json
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
+from rich.control import strip_control_codes
 from rich.table import Table
 from rich.text import Text
 
 _UNBOUNDED = 10_000
+_DRAWN_ROWS = 100
+"""A larger table that is not written to a terminal is not drawn with rich, which takes a millisecond for each row."""
 _STYLES = {
     "Ready": "green",
     "READY": "green",
@@ -48,7 +52,7 @@ class Output:
         """Print the JSON document if JSON is requested."""
         if self.json_wanted:
             # Not through rich, which wraps and colours the text: a program reads this.
-            sys.stdout.write(json.dumps(document, indent=2, default=_plain, ensure_ascii=False) + "\n")
+            sys.stdout.write(_json(document) + "\n")
             sys.stdout.flush()
             Output.printed = True
 
@@ -68,15 +72,18 @@ class Output:
         """Print rows under headings, or ``empty`` if there are none."""
         if self.json_wanted:
             return
-        listed = [[_cell(value) for value in row] for row in rows]
+        listed = list(rows)
         if not listed:
             self.note(empty or "nothing to show")
+            return
+        if not self._console.is_terminal and len(listed) > _DRAWN_ROWS:
+            self._console.file.write(_aligned([[column.upper() for column in columns], *listed]))
             return
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         for number, column in enumerate(columns):
             table.add_column(column.upper(), overflow="fold", no_wrap=number == 0)
         for row in listed:
-            table.add_row(*row)
+            table.add_row(*map(_cell, row))
         self._print(table)
 
     def facts(self, pairs: Iterable[tuple[str, object]]) -> None:
@@ -160,16 +167,35 @@ def _console(stream: Any) -> Console:
     return Console(file=stream, width=None if interactive else _UNBOUNDED, highlight=False, emoji=False)
 
 
+def _aligned(rows: Sequence[Sequence[object]]) -> str:
+    """Return rows as rich would show them in a table without styles."""
+    cells = [[_lines(value) for value in row] for row in rows]
+    widths = [max(cell_len(line) for cell in column for line in cell) for column in zip(*cells, strict=True)]
+    shown = []
+    for row in cells:
+        lines = zip_longest(*row, fillvalue="")
+        for line in lines:
+            padded = (text + " " * (width - cell_len(text)) for text, width in zip(line, widths, strict=True))
+            shown.append("  ".join(padded).rstrip() + "\n")
+    return "".join(shown)
+
+
 def _cell(value: object) -> Text:
     if isinstance(value, Text):
         return value
-    text = "-" if value is None or value == "" else str(value)
+    text = _text(value)
     return Text(text, style=_STYLES.get(text, ""))
 
 
-def _plain(value: object) -> object:
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return str(value)
+def _text(value: object) -> str:
+    return "-" if value is None or value == "" else str(value)
+
+
+def _lines(value: object) -> list[str]:
+    """Return the lines of a cell without control characters, as rich shows them."""
+    text = strip_control_codes(value.plain if isinstance(value, Text) else _text(value))
+    return [line.expandtabs() for line in text.split("\n")]
+
+
+def _json(document: object) -> str:
+    return to_json(document, indent=2, by_alias=False, inf_nan_mode="constants", fallback=str).decode()

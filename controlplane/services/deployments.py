@@ -524,7 +524,7 @@ class Deployments:
     def _describe(self, revision: DeploymentRevision) -> Deployment:
         status = self._reconciler.status(revision.spec.model)
         memory = tuple(_memory(server, view) for server, view in self._reconciler.memory_of(revision.spec.model))
-        return Deployment(
+        return Deployment.model_construct(  # everything in it was validated when it was made
             model=revision.spec.model,
             revision=revision.number,
             at=revision.at,

@@ -9,10 +9,11 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from rich.text import Text
 
 from controlplane import errors
 from controlplane.cli.exit_codes import ExitCode, error_code, exit_code
-from controlplane.cli.output import ago, size, span
+from controlplane.cli.output import Output, ago, size, span
 from controlplane.cli.workflows.deploy import shortfall
 from controlplane.cli.workflows.push import model_name
 from controlplane.cli.workflows.tensors import parse_axes, parse_spec, read_tensors, save_npz, to_protocol
@@ -195,3 +196,31 @@ def test_failed_tls_connection_suggests_tls_options() -> None:
         assert "--ca-file" in message
         assert "tritonctl up" not in message
         assert "tritonctl up" in client.translate(httpx.ConnectError("[Errno 111] Connection refused")).message
+
+
+ROWS: list[tuple[object, ...]] = [
+    ("vad", None, "", 3, Text("styled", style="red"), "Ready"),
+    ("モデル", "two\nlines", "ü", -1.5, "tab\there", "a bell \x07 rings"),
+    ("a-longer-name", [1, 2], "trailing  ", True, "x" * 300, "\n"),
+]
+
+
+@pytest.mark.parametrize("rows", [ROWS, ROWS[:1], [ROWS[2], *ROWS] * 3])
+def test_large_table_has_the_same_text_as_a_drawn_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, rows: list[tuple[object, ...]]
+) -> None:
+    columns = ("model", "two", "c", "number", "text", "end")
+    shown = []
+    for limit in (1000, 0):
+        monkeypatch.setattr("controlplane.cli.output._DRAWN_ROWS", limit)
+        Output(json_wanted=False).table(columns, rows)
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
+
+
+def test_json_result_is_indented_and_keeps_every_value(capsys: pytest.CaptureFixture[str]) -> None:
+    document = {"name": "ü", "empty": {}, "none": None, "many": [1, 2.5, 1e-9, float("inf"), True], "deep": {"a": []}}
+    Output(json_wanted=True).result([document])
+    text = capsys.readouterr().out
+    assert json.loads(text) == [document]
+    assert text.startswith('[\n  {\n    "name": "ü",\n')

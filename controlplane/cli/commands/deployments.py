@@ -167,8 +167,10 @@ def ps(
         else:
             page = client.get("/v1/deployments", limit=limit, **filters)
             items, more = page["items"], bool(page.get("next_cursor"))
+        if out.json_wanted:
+            out.result(items)
+            return
         found = [client.read(Deployment, item) for item in items]
-    out.result(found)
     show_deployments(out, found, filtered=any(filters.values()))
     if more:
         out.note(f"showing the first {len(found)}; use --all to show all, or --query to filter")
