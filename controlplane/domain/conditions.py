@@ -91,16 +91,19 @@ _BAD_WHEN_TRUE = frozenset(
 def kept(before: Sequence[Condition], now: Sequence[Condition], at: datetime) -> tuple[Condition, ...]:
     """Return the current conditions with their last transition time, kept from before if the status is unchanged.
 
-    If nothing changed, the result is ``before`` itself, so that the states and statuses of a replica share it.
+    A condition that did not change is the same object as before, so that a replica and its statuses share it.
     """
     known = {condition.type: condition for condition in before}
     result = []
     for condition in now:
         earlier = known.get(condition.type)
-        since = earlier.last_transition_time if earlier and earlier.status is condition.status else at
-        result.append(replace(condition, last_transition_time=since))
-    made = tuple(result)
-    return before if made == before and isinstance(before, tuple) else made
+        if earlier is None or earlier.status is not condition.status:
+            result.append(replace(condition, last_transition_time=at))
+        elif (earlier.reason, earlier.message) == (condition.reason, condition.message):
+            result.append(earlier)
+        else:
+            result.append(replace(condition, last_transition_time=earlier.last_transition_time))
+    return tuple(result)
 
 
 def joined(parts: Sequence[tuple[str, Sequence[Condition]]]) -> tuple[Condition, ...]:

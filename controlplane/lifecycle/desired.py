@@ -260,14 +260,14 @@ class DesiredStateResolver:
         golden = prepared.manifest.golden
         if golden is None:
             return ()
-        digest = golden.file.sha256
+        return self._read_samples(prepared.manifest)
+
+    def _read_samples(self, manifest: Manifest) -> tuple[Sample, ...]:
+        digest = "" if manifest.golden is None else manifest.golden.file.sha256
         with self._guard:
             if digest in self._samples:
                 self._samples.move_to_end(digest)
                 return self._samples[digest][0]
-        return self._read_samples(prepared.manifest)
-
-    def _read_samples(self, manifest: Manifest) -> tuple[Sample, ...]:
         samples = self._registry.samples(manifest)
         size = sum(array.nbytes for sample in samples for array in (*sample.inputs.values(), *sample.outputs.values()))
         if manifest.golden is not None and size <= _SAMPLES_KEPT_BYTES:

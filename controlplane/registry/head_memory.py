@@ -14,6 +14,7 @@ everything.
 
 import json
 import logging
+import os
 import uuid
 from contextlib import suppress
 from dataclasses import replace
@@ -58,13 +59,13 @@ class HeadMemory:
         """Remember a revision. A disk error is only logged."""
         if self._kept.get(chain) == _identity(revision):
             return
-        path = self._path(chain)
-        temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+        path, text = self._path(chain), json.dumps({**revision.document(), "stamp": revision.stamp})
         try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            temporary.write_text(json.dumps({**json.loads(revision.to_json()), "stamp": revision.stamp}, indent=2))
-            temporary.chmod(0o600)
-            temporary.replace(path)
+            try:
+                _write(path, text)
+            except FileNotFoundError:
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                _write(path, text)
         except OSError as error:
             if not self._failing:
                 logger.warning("failed to write the local record of heads in %s: %s", self._root, error.strerror)
@@ -80,6 +81,14 @@ class HeadMemory:
 
     def _path(self, chain: str) -> Path:
         return self._root / f"{chain}.json"
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a private file in one step; a first start writes thousands of them."""
+    temporary = f"{path.parent}/.{uuid.uuid4().hex}.tmp"
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    os.replace(temporary, path)  # noqa: PTH105 - a Path for each file would take longer than the rest
 
 
 def _identity(revision: Revision) -> int:

@@ -77,6 +77,7 @@ class HeadCache(Generic[T]):
         # Striped, so that names that are requested and never found use no memory. A lock is held during a read of the
         # store, so that concurrent readers cause one request.
         self._locks = tuple(threading.Lock() for _ in range(_LOCKS))
+        self._memory_locks = tuple(threading.Lock() for _ in range(_LOCKS))
 
     def peek(self, name: str) -> Head[T] | None:
         """Return the head if it is in memory and recent enough. No I/O."""
@@ -315,11 +316,11 @@ class HeadCache(Generic[T]):
                 value, checked_at = before.value, max(before.checked_at, checked_at)
             else:
                 newest, value = revision, self._parse(revision, name)
-            if self._memory is not None:
-                self._memory.put(self._chain_name(name), newest)
-            head = Head(_without_copy(newest, value), value, checked_at)
-            self._heads[name] = head
-            return head
+            head = self._heads[name] = Head(_without_copy(newest, value), value, checked_at)
+        if self._memory is not None:
+            with self._memory_locks[hash(name) % _LOCKS]:  # not under the guard: a write would stop all other reads
+                self._memory.put(self._chain_name(name), self._heads[name].revision)
+        return head
 
 
 class _BodyOf(Mapping[str, Any]):

@@ -39,7 +39,11 @@ class Revision:
     stamp: str = field(default="", compare=False, repr=False)
 
     def to_json(self) -> bytes:
-        """Return the object's content, indented for human readers of the bucket, with a digest of the rest."""
+        """Return the object's content, indented for human readers of the bucket."""
+        return json.dumps(self.document(), indent=2, allow_nan=False).encode()
+
+    def document(self) -> dict[str, Any]:
+        """Return the object's content as a JSON object, with a digest of the rest."""
         document = {
             "number": self.number,
             "commit_id": self.commit_id,
@@ -52,7 +56,7 @@ class Revision:
         if self.epoch:
             document["epoch"] = self.epoch
         read_back = json.loads(json.dumps(document, allow_nan=False))
-        return json.dumps({**document, "sha256": _digest(read_back)}, indent=2, allow_nan=False).encode()
+        return {**document, "sha256": _digest(read_back)}
 
     @classmethod
     def from_json(cls, data: bytes | str, key: str) -> "Revision":

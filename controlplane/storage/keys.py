@@ -1,5 +1,7 @@
 """Valid object keys, and their order."""
 
+import re
+
 from controlplane.errors import InvalidInputError
 
 # The folder store keeps incomplete files here. In every store no key may begin with this name, so that a registry can
@@ -9,6 +11,7 @@ INCOMPLETE_FOLDER = ".incomplete"
 # S3 allows 1,024 bytes including the store's prefix; a file system allows 255 for one part of a path.
 MAX_KEY_BYTES = 900
 MAX_PART_BYTES = 255
+_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\]")
 
 
 def check_key(key: str) -> str:
@@ -78,7 +81,7 @@ def order(key: str) -> bytes:
 
 
 def _check_text(text: str) -> None:
-    if "\\" in text or any(ord(char) < 32 or ord(char) == 127 for char in text):
+    if _FORBIDDEN.search(text):
         raise InvalidInputError(f"Object key {text!r} has a control character or a backslash.", key=text)
     try:
         text.encode()

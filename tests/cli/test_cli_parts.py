@@ -219,7 +219,13 @@ def test_large_table_has_the_same_text_as_a_drawn_one(
 
 
 def test_json_result_is_indented_and_keeps_every_value(capsys: pytest.CaptureFixture[str]) -> None:
-    document = {"name": "ü", "empty": {}, "none": None, "many": [1, 2.5, 1e-9, float("inf"), True], "deep": {"a": []}}
+    document: dict[str, object] = {
+        "name": "ü",
+        "empty": {},
+        "none": None,
+        "many": [1, 2.5, 1e-9, float("inf"), True],
+        "deep": {"a": []},
+    }
     Output(json_wanted=True).result([document])
     text = capsys.readouterr().out
     assert json.loads(text) == [document]

@@ -8,8 +8,12 @@ import pytest
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
 from controlplane.domain.names import Reference
 from controlplane.errors import CommitConflictError, NotFoundError
+from controlplane.registry.cache import BlobCache
 from controlplane.registry.chain import Chain, Revision
+from controlplane.registry.head_memory import HeadMemory
+from controlplane.registry.heads import _LOCKS
 from controlplane.registry.registry import Registry
+from controlplane.settings import GcSettings
 from controlplane.storage.base import ObjectStore
 from controlplane.storage.memory import MemoryStore
 from tests.support.hooked_store import HookedStore
@@ -206,3 +210,39 @@ def test_head_with_fields_of_a_newer_release_is_kept_as_it_was_written(tmp_path:
     head = other._models.heads.known("m")
     assert head is not None
     assert Revision.from_json(head.revision.to_json(), key) == newer
+
+
+class BlockedMemory(HeadMemory):
+    """A local memory whose disk does not answer for one chain."""
+
+    def __init__(self, root: Path, chain: str) -> None:
+        super().__init__(root)
+        self.chain = chain
+        self.entered, self.released = threading.Event(), threading.Event()
+
+    def put(self, chain: str, revision: Revision) -> None:
+        if chain == self.chain:
+            self.entered.set()
+            assert self.released.wait(60)
+        super().put(chain, revision)
+
+
+def test_slow_local_record_of_a_head_stops_no_other_read(tmp_path: Path) -> None:
+    store = MemoryStore()
+    other = next(name for name in map("other{}".format, range(1000)) if hash(name) % _LOCKS != hash("slow") % _LOCKS)
+    writer = new_registry(store, tmp_path / "writer", head_max_age_seconds=OLD)
+    for name in ("slow", other):
+        writer.create_model(name, actor="a")
+    memory = BlockedMemory(tmp_path / "memory", "models/slow")
+    cache = BlobCache(tmp_path / "reader", 1 << 20)
+    registry = Registry(store, cache, head_max_age_seconds=OLD, gc=GcSettings(), memory=memory)
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(registry.get_model, "slow")
+        try:
+            assert memory.entered.wait(60)
+            assert registry.get_model(other).name == other
+            assert not slow.done()
+        finally:
+            memory.released.set()
+        assert slow.result(60).name == "slow"
+    assert memory.names() == sorted([f"models/{other}", "models/slow"])
