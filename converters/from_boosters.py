@@ -15,7 +15,7 @@ from controlplane.domain.arrays import Array
 from controlplane.domain.manifest import Format
 from controlplane.domain.samples import Sample, Tensors
 from controlplane.domain.signature import DYNAMIC, DataType, Signature, TensorSpec
-from controlplane.errors import InvalidArtifactError, InvalidInputError
+from controlplane.errors import ConversionFailedError, InvalidArtifactError, InvalidInputError
 from converters.base import ConversionRequest, Converter, SourceModel
 from converters.lightgbm_trees import lightgbm_trees
 from converters.onnx_output import finish_onnx
@@ -117,7 +117,13 @@ class LightGBMOriginal(BoosterOriginal):
     format = Format.LIGHTGBM
 
     def __init__(self, path: Path) -> None:
-        import lightgbm
+        try:
+            import lightgbm
+        except OSError as error:  # its wheel uses the system's OpenMP library
+            raise ConversionFailedError(
+                f"lightgbm cannot be imported: {one_line(error)}; install the missing system library "
+                "(libgomp.so.1 is Debian's package libgomp1)"
+            ) from error
 
         self.path = path
         try:

@@ -266,3 +266,14 @@ def test_missing_library_is_reported_with_the_command(convert, tmp_path: Path, m
     monkeypatch.setitem(sys.modules, "xgboost", None)
     with pytest.raises(ConversionFailedError, match=r"'xgboost', .* pip install 'triton-control-plane\[boosters\]'"):
         convert(path)
+
+
+def test_missing_system_library_is_reported(convert, tmp_path: Path, monkeypatch) -> None:
+    path = lgb(tmp_path / "m.txt", BINARY, objective="binary")
+    reason = "libgomp.so.1: cannot open shared object file"
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "lightgbm.py").write_text(f"raise OSError({reason!r})")
+    monkeypatch.delitem(sys.modules, "lightgbm")
+    monkeypatch.syspath_prepend(tmp_path / "path")
+    with pytest.raises(ConversionFailedError, match=rf"cannot be imported: {reason}; install .* package libgomp1"):
+        convert(path)
