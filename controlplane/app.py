@@ -340,14 +340,14 @@ class ControlPlane:
         uploads = Uploads(Spool(settings.data_dir / "uploads"), registry, max_bytes=settings.api.max_upload_bytes)
         converters = [ConverterInfo(source=source.value, target=target.value) for source, target in BUILT_IN]
         portability = Portability(servers, reconciler)
-        deployments = Deployments(registry, reconciler, portability, gateway=self.gateway is not None)
+        deployments = Deployments(registry, reconciler, servers, portability, gateway=self.gateway is not None)
         memory = Memory(deployments, reconciler)
         gateway = GatewayService(self.gateway)
         return Services(
             models=Models(registry, reconciler),
             versions=Versions(registry, servers),
             uploads=uploads,
-            publishing=Publishing(registry, uploads, operations, workers, workspace, reconciler),
+            publishing=Publishing(registry, uploads, operations, workers, workspace, reconciler, servers),
             conversions=Conversions(registry, uploads, operations, workers, workspace, reconciler),
             validation=Validation(registry, uploads, operations, workers, workspace, portability),
             portability=portability,

@@ -222,7 +222,8 @@ class ValidationCheck(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: str = Field(
-        description="Name of the check: artifact, load, servable, run, signature, deterministic, portability."
+        description="Name of the check: configuration, artifact, load, servable, run, signature, deterministic, "
+        "portability."
     )
     ok: bool = Field(description="Whether the check passed.")
     message: str = Field(description="The result as one sentence.")

@@ -25,11 +25,18 @@ class Format(StrEnum):
     SKLEARN = "sklearn"
     XGBOOST = "xgboost"
     LIGHTGBM = "lightgbm"
+    TRITON = "triton"
+    """A model directory as Triton reads it: the author's ``config.pbtxt`` and the files of one version."""
 
     @property
     def backend(self) -> str | None:
-        """The Triton backend that runs it; None if it must be converted first."""
+        """The Triton backend that runs its model file; None if the format has none, or the configuration names it."""
         return {Format.ONNX: "onnxruntime", Format.TORCHSCRIPT: "pytorch"}.get(self)
+
+    @property
+    def runs(self) -> bool:
+        """Whether Triton can run it without a conversion."""
+        return self is Format.TRITON or self.backend is not None
 
     @property
     def file_name(self) -> str | None:
@@ -103,6 +110,11 @@ class Manifest(BaseModel):
         description="Whether a test showed that each row of a batch gets the same answer as when it is sent alone, so "
         "that Triton can batch requests; null: not tested.",
     )
+    config: dict[str, JsonValue] | None = Field(
+        default=None,
+        description="The author's model configuration (config.pbtxt) of the format triton, in Triton's JSON form; null "
+        "for other formats, whose configuration is generated.",
+    )
     lineage: Lineage | None = Field(default=None, description="Origin of a converted version.")
     parity: ParityReport | None = Field(default=None, description="The parity check of a converted version.")
     attributes: dict[str, JsonValue] = Field(
@@ -114,7 +126,14 @@ class Manifest(BaseModel):
     @property
     def servable(self) -> bool:
         """Whether Triton can serve it, as far as known."""
-        return self.format.backend is not None and self.unservable is None
+        return self.format.runs and self.unservable is None
+
+    @property
+    def backend(self) -> str:
+        """The Triton backend that runs it; empty if it must be converted first."""
+        if self.config is not None:
+            return str(self.config.get("backend", ""))
+        return self.format.backend or ""
 
     @property
     def size_bytes(self) -> int:

@@ -34,7 +34,7 @@ class VersionEntry(BaseModel):
     @property
     def runs(self) -> bool:
         """Whether Triton can serve it, as far as known."""
-        return self.servable and self.format.backend is not None
+        return self.servable and self.format.runs
 
 
 class ModelHead(BaseModel):

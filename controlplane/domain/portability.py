@@ -84,6 +84,7 @@ class ModelFacts:
         opsets: ONNX: opset by domain.
         arguments: TorchScript: types of the arguments of ``forward``, by name and in order.
         returns: TorchScript: types that ``forward`` returns, one for each element of a tuple.
+        backend: Model directory: the backend that its configuration names.
     """
 
     format: Format
@@ -93,6 +94,7 @@ class ModelFacts:
     opsets: Mapping[str, int] | None = None
     arguments: Mapping[str, str] | None = None
     returns: tuple[str, ...] | None = None
+    backend: str = ""
 
     @classmethod
     def of(
@@ -101,6 +103,7 @@ class ModelFacts:
         attributes: Mapping[str, JsonValue],
         signature: Signature | None,
         unservable: str | None = None,
+        backend: str = "",
     ) -> "ModelFacts":
         """Read the facts that an inspection or a manifest contains."""
         ir_version, opsets = attributes.get("ir_version"), attributes.get("opsets")
@@ -113,12 +116,13 @@ class ModelFacts:
             {name: one for name, one in opsets.items() if isinstance(one, int)} if isinstance(opsets, dict) else None,
             {name: str(one) for name, one in arguments.items()} if isinstance(arguments, dict) else None,
             tuple(str(one) for one in returns) if isinstance(returns, list | tuple) else None,
+            backend or format.backend or "",
         )
 
     @classmethod
     def of_manifest(cls, manifest: Manifest) -> "ModelFacts":
         """Read the facts of a published version."""
-        return cls.of(manifest.format, manifest.attributes, manifest.signature, manifest.unservable)
+        return cls.of(manifest.format, manifest.attributes, manifest.signature, manifest.unservable, manifest.backend)
 
 
 def image_target(release: str, name: str = "") -> Target:
@@ -143,7 +147,9 @@ def embedded_target(packages: Mapping[str, str], name: str = EMBEDDED) -> Target
     shown = {"onnxruntime": "onnxruntime", "pytorch": "torch"}
     runs = ", ".join(f"{shown.get(one, one)} {version}" for one, version in sorted(packages.items())) or "no packages"
     limits = limits_of_runtime(packages["onnxruntime"]) if "onnxruntime" in packages else None
-    return Target(name, f"the embedded server ({runs})", limits, libtorch=False, backends=frozenset(packages))
+    return Target(
+        name, f"the embedded server ({runs})", limits, libtorch=False, backends=frozenset(packages) | {"python"}
+    )
 
 
 def image_targets() -> tuple[Target, ...]:
@@ -166,8 +172,8 @@ def check_all(facts: ModelFacts, targets: Iterable[Target]) -> tuple[TargetRepor
 
 def _failures(facts: ModelFacts, target: Target) -> Iterator[str]:
     """Yield why a version does not load."""
-    backend = facts.format.backend
-    if backend is None:
+    backend = facts.backend or facts.format.backend
+    if not facts.format.runs:
         yield f"Triton does not run {facts.format.value}; convert it"
         return
     if facts.unservable is not None:
@@ -176,7 +182,7 @@ def _failures(facts: ModelFacts, target: Target) -> Iterator[str]:
     if target.backends is not None and backend not in target.backends:
         yield f"it has no backend {backend}"
         return
-    if facts.format is Format.ONNX and target.onnx is not None:
+    if backend == "onnxruntime" and target.onnx is not None:
         yield from _onnx_failures(facts, target.onnx)
     if facts.format is Format.TORCHSCRIPT and target.libtorch:
         yield from _libtorch_failures(facts)
@@ -184,8 +190,11 @@ def _failures(facts: ModelFacts, target: Target) -> Iterator[str]:
 
 def _missing(facts: ModelFacts, target: Target) -> Iterator[str]:
     """Yield the facts without which it is unknown whether a version loads."""
-    if facts.format is Format.ONNX:
+    if "onnxruntime" in (facts.backend, facts.format.backend):
         yield from _onnx_missing(facts, target)
+    elif facts.format is Format.TRITON:
+        if target.backends is None:
+            yield f"it is unknown whether it has the backend {facts.backend}"
     elif target.libtorch is None:
         yield "it is unknown which PyTorch backend the server has"
     elif target.libtorch:

@@ -112,12 +112,15 @@ def check_samples(samples: tuple[Sample, ...], signature: Signature, *, outputs:
             sides.append(("output", sample.outputs, signature.outputs))
         for side, tensors, specs in sides:
             expected = {spec.name for spec in specs}
-            if set(tensors) != expected:
+            required = {spec.name for spec in specs if not spec.optional}
+            if not required <= set(tensors) <= expected:
                 raise InvalidInputError(
                     f"sample {number} has the {side}s {sorted(tensors)}, but the signature has {sorted(expected)}"
                 )
             for spec in specs:
-                array = tensors[spec.name]
+                array = tensors.get(spec.name)
+                if array is None:
+                    continue  # an optional input
                 dtype = DataType.of(array)
                 same = dtype == spec.dtype or (spec.dtype is DataType.BF16 and dtype is DataType.FP32)
                 if not same or not spec.accepts(array.shape):

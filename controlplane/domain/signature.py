@@ -102,6 +102,7 @@ class TensorSpec(BaseModel):
     shape: tuple[Dimension, ...] = Field(
         description="Full shape, including the batch dimension; -1 is a size that each request chooses."
     )
+    optional: bool = Field(default=False, description="Whether a request may omit this input.")
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
         """Return whether an array of this shape fits."""

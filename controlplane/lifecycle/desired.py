@@ -30,6 +30,7 @@ from controlplane.errors import (
     InvalidInputError,
     NotFoundError,
 )
+from controlplane.lifecycle.signed_config import require_signed_config
 from controlplane.lifecycle.state import DesiredReplica, Target
 from controlplane.registry.deployments import DeploymentRevision
 from controlplane.registry.registry import Registry
@@ -339,7 +340,7 @@ class DesiredStateResolver:
         if known is not None:
             return known
         manifest = self._registry.manifest(model, version)
-        if manifest.format.backend is None:
+        if not manifest.format.runs:
             raise InvalidArtifactError(
                 f"{model}:{version} is {manifest.format}, which Triton cannot run; convert it to onnx or torchscript "
                 "and deploy the result",
@@ -347,6 +348,7 @@ class DesiredStateResolver:
                 version=version,
             )
         self._registry.signatures.demand(model, version, manifest)
+        require_signed_config(self._registry, model, version, manifest)
         layout(manifest)  # reports layout errors before staging does
         samples = self._read_samples(manifest)
         self._registry.footprints.load(model, version)

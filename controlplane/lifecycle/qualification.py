@@ -18,6 +18,7 @@ from controlplane.errors import InferenceError, NotFoundError, TritonTimeoutErro
 from controlplane.lifecycle.desired import PreparedVersion
 from controlplane.lifecycle.proof import chunks, smallest
 from controlplane.lifecycle.state import ProofStatus
+from controlplane.servers.requirements import missing_for
 from controlplane.servers.server import ManagedServer
 from controlplane.servers.target import target_of
 from controlplane.triton.config_json import differences
@@ -144,20 +145,22 @@ async def qualify(
 
 
 def artifact_check(server: ManagedServer, prepared: PreparedVersion) -> ReportCheck:
-    """Return the check of the artifact, including whether an embedded server's backend loads it."""
+    """Return the check of the artifact, including whether the server has its backend and loads it."""
     manifest = prepared.manifest
     opset, known = manifest.attributes.get("opset"), newest_opset() if server.embedded is not None else None
     count = len(manifest.files)
     files = f"{count} file{'s' * (count > 1)}, {manifest.size_bytes} bytes, verified by SHA-256 when they were fetched"
     details = {"format": manifest.format.value, "opset": opset, "newest_opset_of_backend": known}
     what = f"{manifest.format.value}: {files}"
+    if missing := missing_for(manifest, server):
+        return ReportCheck(name="artifact", verdict=Verdict.FAILED, message=missing, details=details)
     if server.embedded is not None:
         found = check(ModelFacts.of_manifest(manifest), target_of(server, ""))
         details["loads"] = found.loads.value
         if found.loads is Loads.NO:
             message = f"{found.runs} cannot load the model: {'; '.join(found.reasons)}"
             return ReportCheck(name="artifact", verdict=Verdict.FAILED, message=message, details=details)
-    if not isinstance(opset, int) or manifest.format.value != "onnx":
+    if not isinstance(opset, int) or manifest.backend != "onnxruntime":
         return ReportCheck(name="artifact", verdict=Verdict.PASSED, message=what, details=details)
     if known is not None and opset > known:
         message = f"the model uses opset {opset}, and this server's ONNX Runtime supports opsets up to {known}"

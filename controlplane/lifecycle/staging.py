@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from controlplane.domain.manifest import FileEntry, Manifest
+from controlplane.domain.model_directory import shared_files
 from controlplane.errors import DigestMismatchError, NotFoundError
 from controlplane.lifecycle.desired import DesiredStateResolver, PreparedVersion
 from controlplane.registry.registry import Registry
@@ -37,7 +38,7 @@ class Staging:
     def warmup(self, prepared: PreparedVersion) -> dict[str, bytes]:
         """Return the files of a version's warm-up request, by name; empty if it has no warm-up."""
         signature = prepared.manifest.signature
-        if signature is None or not prepared.config.get("model_warmup"):
+        if signature is None or not warmup_names(prepared.config):
             return {}
         return warmup_files(signature, self._desired_state.samples(prepared)[0], prepared.config)
 
@@ -74,12 +75,25 @@ class Staging:
             if manifest is not None:
                 repaired += ensure_intact(self._registry, repository, triton_name, model, version, manifest)
         if prepared is not None:
+            self._share(repository, triton_name, prepared.manifest)
             # A version that was staged under other settings has no warm-up data, or data for those settings.
             if not repository.has_warmup(triton_name, warmup_names(prepared.config)):
                 repository.add_warmup(triton_name, self.warmup(prepared))
             if repository.restore_config(triton_name, config):
                 logger.info("%s: restored config.pbtxt", triton_name)
         return repaired
+
+    def _share(self, repository: ModelRepository, triton_name: str, manifest: Manifest) -> None:
+        """Put the files beside the version folders into place.
+
+        All loaded versions share them. Versions with different files have different configurations, so they are never
+        loaded together, and the files are those of the version that is loaded.
+        """
+        files = shared_files(manifest)
+        if wanted := repository.lacks_shared(triton_name, files):
+            with self._registry.checkout(manifest) as local:
+                repository.put_shared(triton_name, {path: local[path] for path in wanted})
+            logger.info("%s: placed %s beside the version folders", triton_name, ", ".join(wanted[:5]))
 
     def _manifest(self, model: str, version: int, prepared: PreparedVersion | None) -> Manifest | None:
         """Return a version's manifest; None for a deleted version, which is still loaded."""

@@ -110,7 +110,7 @@ def size_of(
         place: The devices that it is placed on; empty for all GPUs, or the host.
     """
     names, kind = _devices(prepared, accounts, place)
-    backend = prepared.manifest.format.backend or ""
+    backend = prepared.manifest.backend
     instances = _instances(prepared)
     batch = int(prepared.config.get("max_batch_size", 0))
     key = FootprintKey(model, prepared.target.version, backend, kind, batch, instances)

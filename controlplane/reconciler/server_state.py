@@ -186,7 +186,7 @@ class TrackedServer:
 
     def proof_key(self, model: str, prepared: PreparedVersion) -> ProofKey | None:
         """Return the key under which a proof of a version here is recorded; None if a part of it is not known."""
-        embedded, backend = self.managed.embedded, prepared.manifest.format.backend or ""
+        embedded, backend = self.managed.embedded, prepared.manifest.backend
         device = self.scheduler.device_kind(prepared, model)
         if not self.snapshot.version or not device or code_settings(prepared.settings, prepared.manifest.format):
             return None  # what such settings name can change without the configuration

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,7 +25,9 @@ _MODEL_SUFFIXES = (
 _CHUNK = 4 * 1024 * 1024
 
 
-def scan(path: Path, *, progress: ProgressCallback | None = None) -> list[tuple[FileEntry, Path]]:
+def scan(
+    path: Path, *, progress: ProgressCallback | None = None, select: Callable[[str], bool] | None = None
+) -> list[tuple[FileEntry, Path]]:
     """List the files of an artifact, hashed in parallel, in the order of their paths.
 
     Hidden files and ``__pycache__`` are excluded. A symbolic link is followed if it stays inside the artifact, or if it
@@ -34,6 +36,7 @@ def scan(path: Path, *, progress: ProgressCallback | None = None) -> list[tuple[
     Args:
         path: A file (the only file of the artifact) or a folder.
         progress: Receives the number of bytes hashed.
+        select: Returns whether a file, by its path in the folder, belongs to the artifact; None selects all.
 
     Raises:
         InvalidArtifactError: The path does not exist, a link leaves the folder, an entry is not a regular file (a
@@ -45,7 +48,7 @@ def scan(path: Path, *, progress: ProgressCallback | None = None) -> list[tuple[
     if not root.exists():
         raise InvalidArtifactError(f"{path} does not exist", path=str(path))
     if root.is_dir():
-        found = sorted(_walk(root, root))
+        found = sorted(item for item in _walk(root, root) if select is None or select(item[0]))
         if not found:
             raise InvalidArtifactError(f"{path} has no files (hidden files are ignored)", path=str(path))
     else:

@@ -4,14 +4,17 @@ A revision that Triton can never load must not be recorded, because each later d
 fail as well. Likewise, a key without the scope `code` must not record settings that make Triton load code or files.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from controlplane.domain.access import Principal, Scope
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
 from controlplane.domain.model import VersionEntry
 from controlplane.domain.names import Reference
-from controlplane.errors import InvalidConfigError, InvalidInputError
+from controlplane.errors import InvalidArtifactError, InvalidConfigError, InvalidInputError
 from controlplane.registry.registry import Registry
+from controlplane.servers.requirements import missing_everywhere
+from controlplane.servers.server import ManagedServer
 from controlplane.triton.code_settings import code_settings
 from controlplane.triton.model_config import build_config, dynamically_batched
 
@@ -34,8 +37,9 @@ class Checked:
 class DeploymentChecks:
     """Checks settings against a version and against the caller's permissions. Blocks, because it may read the store."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, servers: Sequence[ManagedServer] = ()) -> None:
         self._registry = registry
+        self._servers = servers
 
     def deploy(
         self,
@@ -61,8 +65,11 @@ class DeploymentChecks:
             InvalidConfigError: Triton would refuse the settings, or they contradict the version's signature.
             InvalidInputError: A deployment that follows an alias has settings that load code.
             ForbiddenError: The settings need the scope `code` and the key does not have it.
+            InvalidArtifactError: No server has what the version needs.
             NotFoundError: The version was deleted.
         """
+        if missing := missing_everywhere(self._registry.manifest(wanted.model, entry.number), self._servers):
+            raise InvalidArtifactError(missing, model=wanted.model, version=entry.number)
         checked = Checked(settings)
         try:
             self._build(wanted.model, entry.number, settings)
@@ -158,6 +165,8 @@ class DeploymentChecks:
         batched = manifest.signature is not None and manifest.signature.batched and settings.max_batch_size is None
         samples = self._registry.samples(manifest) if depends and batched else ()
         build_config(model, manifest, settings, [version], samples=samples)
+        if manifest.config is not None:
+            return  # its author states with max_batch_size whether rows are independent
         if manifest.rows_independent is None and manifest.golden is None and dynamically_batched(settings):
             raise InvalidConfigError(
                 "dynamic_batching combines requests, and without golden samples it is unknown "

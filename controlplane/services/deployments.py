@@ -4,7 +4,7 @@ import asyncio
 import fnmatch
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,6 +28,7 @@ from controlplane.memory.views import ModelMemoryView
 from controlplane.reconciler.controller import Reconciler
 from controlplane.registry.deployments import DeploymentRevision
 from controlplane.registry.registry import Registry
+from controlplane.servers.server import ManagedServer
 from controlplane.services.deployment_checks import DeploymentChecks
 from controlplane.services.deployment_operations import OPERATION_PREFIX, describe_operation, parse_operation
 from controlplane.services.operations import Operation
@@ -129,16 +130,25 @@ class Deployments:
     Args:
         registry: The registry in the store.
         reconciler: Brings about the desired state.
+        servers: The servers that this instance drives.
         portability: Says which servers can load a version.
         gateway: Whether a gateway exists that can split the traffic of a model.
     """
 
-    def __init__(self, registry: Registry, reconciler: Reconciler, portability: Portability, *, gateway: bool) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        reconciler: Reconciler,
+        servers: Sequence[ManagedServer],
+        portability: Portability,
+        *,
+        gateway: bool,
+    ) -> None:
         self._gateway = gateway
         self._portability = portability
         self._registry = registry
         self._chains = registry.deployments
-        self._checks = DeploymentChecks(registry)
+        self._checks = DeploymentChecks(registry, servers)
         self._reconciler = reconciler
 
     async def page(
@@ -267,7 +277,7 @@ class Deployments:
             # serve.
             head = await asyncio.to_thread(self._registry.get_model, model)
             entry = head.newest_servable or entry
-        if entry.format.backend is None:
+        if not entry.format.runs:
             raise InvalidInputError(
                 f"{model}:{entry.number} is {entry.format.value}, which Triton cannot run; convert it first: "
                 f"tritonctl convert {model}:{entry.number} --to onnx",

@@ -2,13 +2,15 @@
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from controlplane.domain.access import Principal, may_bring_code
 from controlplane.domain.manifest import FileEntry, Format, GoldenSamples, Manifest
 from controlplane.domain.model import VersionEntry
+from controlplane.domain.model_directory import CONFIG_FILE
 from controlplane.domain.names import validate_alias, validate_model_name
 from controlplane.domain.samples import Sample, encode_samples
 from controlplane.domain.signature import Signature
@@ -16,7 +18,18 @@ from controlplane.domain.tolerance import Tolerance
 from controlplane.errors import InvalidInputError, NotFoundError
 from controlplane.reconciler.controller import Reconciler
 from controlplane.registry.registry import Registry
+from controlplane.servers.requirements import missing_everywhere
+from controlplane.servers.server import ManagedServer
 from controlplane.services.blobs import keep_bytes
+from controlplane.services.model_directories import (
+    as_stored,
+    declared_samples,
+    fitting_samples,
+    read_directory,
+    recordable,
+    require_answers,
+    with_batch,
+)
 from controlplane.services.operations import Operation, Operations, Reporter
 from controlplane.services.sample_files import read_samples
 from controlplane.services.uploads.service import Uploads
@@ -64,6 +77,7 @@ class ArtifactFacts:
     warnings: tuple[str, ...]
     unservable: str | None = None
     rows_independent: bool | None = None
+    config: dict[str, Any] | None = None
 
 
 class Publishing:
@@ -77,6 +91,7 @@ class Publishing:
         workers: Workers,
         workspace: Workspace,
         reconciler: Reconciler,
+        servers: Sequence[ManagedServer],
     ) -> None:
         self._registry = registry
         self._uploads = uploads
@@ -84,12 +99,14 @@ class Publishing:
         self._workers = workers
         self._workspace = workspace
         self._reconciler = reconciler
+        self._servers = servers
 
     async def start(self, command: PublishCommand) -> Operation:
         """Check what can be checked immediately, and start the publication.
 
         Raises:
             InvalidInputError: A name is not valid, the upload has no such samples file, or it has no other file.
+            InvalidArtifactError: The upload is a model directory with several version folders.
             NotFoundError: The upload does not exist.
             ConflictError: The upload is not complete.
         """
@@ -98,10 +115,11 @@ class Publishing:
             validate_alias(alias)
         upload = await self._uploads.whole(command.upload_id)
         files, samples = split_samples(upload, command.samples)
+        stored = as_stored(files, command.format)
 
         async def work(reporter: Reporter) -> dict[str, Any]:
             with self._uploads.use(upload.id):
-                result = await self._publish(command, upload.id, files, samples, reporter)
+                result = await self._publish(command, upload.id, stored or files, samples, stored is not None, reporter)
             await self._uploads.discard(upload.id)
             return result
 
@@ -113,6 +131,7 @@ class Publishing:
         upload_id: str,
         files: tuple[FileEntry, ...],
         samples: FileEntry | None,
+        directory: bool,
         reporter: Reporter,
     ) -> dict[str, Any]:
         async with self._workspace.folder() as folder:
@@ -128,7 +147,10 @@ class Publishing:
             given: tuple[Sample, ...] = ()
             if samples is not None:
                 given = await asyncio.to_thread(lambda: read_samples(self._locate(upload_id, samples)))
-            learnt = await self._learn(command, artifact, given, reporter)
+            if directory:
+                learnt = await self._learn_directory(command, artifact, files, given, reporter)
+            else:
+                learnt = await self._learn(command, artifact, given, reporter)
             golden = None
             if learnt.samples:
                 entry, path = await asyncio.to_thread(
@@ -145,13 +167,14 @@ class Publishing:
                 golden=golden,
                 unservable=learnt.unservable,
                 rows_independent=learnt.rows_independent,
+                config=learnt.config,
                 attributes=learnt.inspection.attributes,
                 metrics=command.metrics,
                 labels=command.labels,
             )
             same = None if command.force else await asyncio.to_thread(self._unchanged, command, manifest, local)
             if same is not None:
-                return _result(command.model, same, manifest, learnt.warnings, unchanged=True)
+                return self._result(command.model, same, manifest, learnt.warnings, unchanged=True)
             reporter.stage("upload", "writing the files to the store", total=sum(b.size_bytes for b in manifest.blobs))
             version = await asyncio.to_thread(
                 lambda: self._registry.publish(
@@ -165,7 +188,30 @@ class Publishing:
                 )
             )
         self._reconciler.wake(command.model)
-        return _result(command.model, version, manifest, learnt.warnings)
+        return self._result(command.model, version, manifest, learnt.warnings)
+
+    def _result(
+        self,
+        model: str,
+        version: VersionEntry,
+        manifest: Manifest,
+        warnings: tuple[str, ...],
+        *,
+        unchanged: bool = False,
+    ) -> dict[str, Any]:
+        return {
+            "model": model,
+            "version": version.number,
+            "reference": f"{model}:{version.number}",
+            "unchanged": unchanged,
+            "format": version.format.value,
+            "size_bytes": version.size_bytes,
+            "golden_samples": manifest.golden.count if manifest.golden else 0,
+            "servable": manifest.servable,
+            "unservable": manifest.unservable,
+            "missing": missing_everywhere(manifest, self._servers),
+            "warnings": list(warnings),
+        }
 
     def _unchanged(self, command: PublishCommand, manifest: Manifest, local: dict[str, Path]) -> VersionEntry | None:
         """Return the newest version if the publication would repeat it, and move the aliases to it. Blocks.
@@ -254,25 +300,48 @@ class Publishing:
             recorded.rows_independent,
         )
 
+    async def _learn_directory(
+        self,
+        command: PublishCommand,
+        artifact: Path,
+        files: tuple[FileEntry, ...],
+        given: tuple[Sample, ...],
+        reporter: Reporter,
+    ) -> ArtifactFacts:
+        """Learn from a model directory; an ONNX model is also read, and run to record golden samples."""
+        found = await read_directory(artifact, files, command.asker)
+        signature = found.signature or command.signature
+        given = declared_samples(given, signature)
+        if given and not command.golden:
+            raise InvalidInputError("samples were given but would not be used: golden is false")
+        recorded, notes = None, found.notes
+        answered = bool(given) and all(sample.outputs for sample in given)
+        if (model := recordable(artifact, found)) is not None:
+            inputs = () if answered else given
+            run = replace(command, format=Format.ONNX, signature=None, batched=None, golden=not answered)
+            recorded = await self._record(replace(run, golden=command.golden and run.golden), model, inputs, reporter)
+            signature = signature or with_batch(recorded.signature, found)
+        samples = given
+        if recorded is not None and not answered and signature is not None:
+            samples, why = fitting_samples(recorded.samples, signature)
+            notes += tuple(filter(None, (why,))) if recorded.samples else recorded.warnings
+        elif given:
+            require_answers(given, signature)
+        inspection = Inspection(
+            Format.TRITON, signature, recorded.inspection.attributes if recorded is not None else {}, CONFIG_FILE
+        )
+        return ArtifactFacts(
+            inspection,
+            signature,
+            samples,
+            {**(recorded.tolerances if recorded is not None and samples else {}), **command.tolerances},
+            notes,
+            rows_independent=recorded.rows_independent if recorded is not None and samples else None,
+            config=found.config,
+        )
+
     def _locate(self, upload_id: str, file: FileEntry) -> Path:
         return self._uploads.path(upload_id, file.sha256) or self._registry.fetch(file)
-
-
-def _result(
-    model: str, version: VersionEntry, manifest: Manifest, warnings: tuple[str, ...], *, unchanged: bool = False
-) -> dict[str, Any]:
-    return {
-        "model": model,
-        "version": version.number,
-        "reference": f"{model}:{version.number}",
-        "unchanged": unchanged,
-        "format": version.format.value,
-        "size_bytes": version.size_bytes,
-        "golden_samples": manifest.golden.count if manifest.golden else 0,
-        "servable": manifest.servable,
-        "unservable": manifest.unservable,
-        "warnings": list(warnings),
-    }
 
 
 def _renamed(

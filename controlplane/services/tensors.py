@@ -61,7 +61,7 @@ def read_inputs(inputs: Sequence[InputTensor], signature: Signature | None) -> T
                 input=tensor.name,
             )
         tensors[tensor.name] = array
-    if missing := [name for name in specs if name not in tensors]:
+    if missing := [name for name, spec in specs.items() if name not in tensors and not spec.optional]:
         raise InvalidInputError(
             f"input {missing[0]!r} is missing; the model expects {specs[missing[0]]}", input=missing[0]
         )

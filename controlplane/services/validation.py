@@ -7,14 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
 from controlplane.domain.access import Principal, may_bring_code
 from controlplane.domain.manifest import FileEntry, Format
+from controlplane.domain.model_directory import CONFIG_FILE
 from controlplane.domain.names import Reference
 from controlplane.domain.portability import Loads, ModelFacts, summary
 from controlplane.domain.samples import Sample
 from controlplane.domain.signature import Signature
-from controlplane.errors import InvalidInputError
+from controlplane.errors import ForbiddenError, InvalidArtifactError, InvalidInputError
 from controlplane.registry.registry import Registry
+from controlplane.services.model_directories import as_stored, read_directory, recordable
 from controlplane.services.operations import Operation, Operations, Reporter
 from controlplane.services.portability import Portability
 from controlplane.services.publishing import split_samples
@@ -126,34 +130,26 @@ class Validation:
         given: tuple[Sample, ...],
         reporter: Reporter,
     ) -> dict[str, Any]:
+        directory = as_stored(files, command.format)
         async with self._workspace.folder() as folder:
             reporter.stage("prepare", "assembling the files")
-            await asyncio.to_thread(assemble, folder / "artifact", files, self._registry.fetch, uploaded)
-            report = await self._workers.run(
-                ValidateJob(
-                    source=folder / "artifact",
-                    signature=command.signature,
-                    batched=command.batched,
-                    format=command.format,
-                    sampling=SamplingOptions(seed=command.seed, sample_count=command.sample_count),
-                    samples=given,
-                    trust=command.trust,
-                    # The key that published the version had the permission.
-                    code=command.reference is not None or may_bring_code(command.asker),
-                ),
-                reporter,
-            )
-            assert isinstance(report, ValidationReport)
+            artifact = folder / "artifact"
+            await asyncio.to_thread(assemble, artifact, directory or files, self._registry.fetch, uploaded)
+            backend = ""
+            if directory is not None:
+                report, backend = await self._directory(command, artifact, directory, reporter)
+            else:
+                report = await self._run(command, artifact, given, reporter)
             reporter.log(report.log)
-            return self._with_portability(report, command.targets).model_dump(mode="json", exclude={"log"})
+            return self._with_portability(report, command.targets, backend).model_dump(mode="json", exclude={"log"})
 
-    def _with_portability(self, report: ValidationReport, names: tuple[str, ...]) -> ValidationReport:
+    def _with_portability(self, report: ValidationReport, names: tuple[str, ...], backend: str) -> ValidationReport:
         """Add the check of the targets; it fails only if a target that the caller named cannot load the version."""
         if report.format is None:
             return report
         started = time.monotonic()
         unservable = next((check.message for check in report.checks if check.name == "servable" and not check.ok), None)
-        facts = ModelFacts.of(report.format, report.attributes, report.signature, unservable)
+        facts = ModelFacts.of(report.format, report.attributes, report.signature, unservable, backend)
         found = self._portability.check(facts, names)
         if not report.ok:  # the first failed check is the last
             return report.model_copy(update={"portability": found})
@@ -163,3 +159,56 @@ class Validation:
             name="portability", ok=not refused, message=message, seconds=round(time.monotonic() - started, 4)
         )
         return report.model_copy(update={"ok": check.ok, "checks": (*report.checks, check), "portability": found})
+
+    async def _directory(
+        self, command: ValidateCommand, artifact: Path, files: tuple[FileEntry, ...], reporter: Reporter
+    ) -> tuple[ValidationReport, str]:
+        """Check a model directory's configuration and, for ONNX, its model file; return the report and the backend."""
+        began = time.monotonic()
+        try:
+            # The key that published the version had the permission.
+            found = await read_directory(artifact, files, None if command.reference is not None else command.asker)
+        except (InvalidArtifactError, ForbiddenError) as error:
+            check = _configuration(error.message, began, ok=False)
+            return ValidationReport(ok=False, checks=(check,)), ""
+        checks: tuple[ValidationCheck, ...] = (
+            _configuration(f"{CONFIG_FILE} is valid, for the backend {found.backend}", began, ok=True),
+        )
+        attributes: dict[str, JsonValue] = {}
+        if (model := recordable(artifact, found)) is not None:
+            as_onnx = replace(command, format=Format.ONNX, signature=None, batched=None)
+            report = await self._run(as_onnx, model, (), reporter)
+            checks, attributes = (*checks, *report.checks), report.attributes
+        whole = ValidationReport(
+            ok=all(check.ok for check in checks),
+            checks=checks,
+            format=Format.TRITON,
+            signature=found.signature or command.signature,
+            attributes=attributes,
+            hints=found.notes,
+        )
+        return whole, found.backend
+
+    async def _run(
+        self, command: ValidateCommand, source: Path, given: tuple[Sample, ...], reporter: Reporter
+    ) -> ValidationReport:
+        report = await self._workers.run(
+            ValidateJob(
+                source=source,
+                signature=command.signature,
+                batched=command.batched,
+                format=command.format,
+                sampling=SamplingOptions(seed=command.seed, sample_count=command.sample_count),
+                samples=given,
+                trust=command.trust,
+                # The key that published the version had the permission.
+                code=command.reference is not None or may_bring_code(command.asker),
+            ),
+            reporter,
+        )
+        assert isinstance(report, ValidationReport)
+        return report
+
+
+def _configuration(message: str, began: float, *, ok: bool) -> ValidationCheck:
+    return ValidationCheck(name="configuration", ok=ok, message=message, seconds=time.monotonic() - began)

@@ -31,7 +31,8 @@ from controlplane.errors import (
 from controlplane.settings import TritonSettings
 from controlplane.triton.model_config import message_to_json
 from controlplane.triton.statistics import VersionCounters, VersionKey, parse_statistics
-from controlplane.triton.tensors import from_response, to_request
+from controlplane.triton.streams import StreamFailedError, as_sequence, decoupled, joined, stream
+from controlplane.triton.tensors import to_request
 
 logger = logging.getLogger(__name__)
 
@@ -287,6 +288,9 @@ class TritonClient:
             timeout: Deadline in seconds; default `TritonTimeouts.request_seconds`.
             config: The result of `model_config` if the caller has it; otherwise it is requested first.
 
+        A request to a model with sequence batching is a sequence of its own. The responses of a decoupled model are
+        joined (see `streams.joined`).
+
         Returns:
             Arrays by output name, in the shapes of the signature, and the version that answered.
 
@@ -300,8 +304,10 @@ class TritonClient:
         except NotFoundError as error:
             raise InferenceError(error.message, model=name, version=version) from error
         request = to_request(name, version, inputs, outputs, known)
+        as_sequence(request, known)
         try:
-            response = await self._call("ModelInfer", request, f"inference on {name}", timeout)
+            method = "ModelStreamInfer" if decoupled(known) else "ModelInfer"
+            responses = await self._call(method, request, f"inference on {name}", timeout)
         except _TritonSaidNo as error:
             raise InferenceError(
                 f"{self.name} failed an inference on {name}{f':{version}' if version else ''}: "
@@ -309,7 +315,7 @@ class TritonClient:
                 model=name,
                 version=version,
             ) from error
-        return from_response(response, known), int(response.model_version)
+        return joined(responses, known, name)
 
     async def _metadata(self) -> Any:
         return await self._call("ServerMetadata", service_pb2.ServerMetadataRequest(), "metadata")
@@ -355,7 +361,11 @@ class TritonClient:
             # Only restricted calls carry the key, to limit its exposure.
             shown = self._control if method.startswith("Repository") else ()
             with tracing.below(f"triton {method}", server=self.name, what=what):
+                if method == "ModelStreamInfer":
+                    return await stream(self._stub(), request, limit)
                 return await getattr(self._stub(), method)(request, timeout=limit, metadata=shown)
+        except StreamFailedError as error:
+            raise _TritonSaidNo(str(error)) from error
         except grpc.aio.AioRpcError as error:
             reason = error.details() or error.code().name
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:

@@ -14,7 +14,7 @@ from typing import Any
 
 from controlplane.domain.deployment import DeploymentSettings
 from controlplane.domain.manifest import Format
-from controlplane.triton.config_json import canonical
+from controlplane.triton.config_json import METADATA_PREFIX, canonical
 
 _THREADS = frozenset({"intra_op_thread_count", "inter_op_thread_count", "intra_op_num_threads", "inter_op_num_threads"})
 _PYTHON = frozenset({"force_cpu_only_input_tensors"})
@@ -138,6 +138,42 @@ OVERRIDES: Mapping[str, Any] = {
     "default_model_filename": _ALL,
     "ensemble_scheduling": _ALL,
 }
+_AUTHOR = {
+    **OVERRIDES,
+    "cc_model_filenames": _ALL,
+    "output": {**_TENSOR, "label_filename": _ALL},
+    "sequence_batching": {
+        **OVERRIDES["sequence_batching"],
+        "state": {**_STATE, "initial_state": {**_INITIAL_STATE, "data_file": _ALL}},
+    },
+    "model_warmup": {
+        **OVERRIDES["model_warmup"],
+        "inputs": {"*": {**_WARMUP_INPUT, "input_data_file": _ALL}},
+    },
+}
+"""The fields that an author's configuration may set: files that it names are files of the version."""
+
+
+def author_code(config: Mapping[str, Any], backend: str) -> str:
+    """Return why publishing a model directory needs the scope `code`; empty if its files are only data.
+
+    Only the ONNX Runtime backend reads files that are data: every other backend runs code of the version, or its
+    documentation does not exclude that.
+
+    Args:
+        config: The author's configuration, in Triton's JSON form.
+        backend: The backend that it names.
+    """
+    if backend != "onnxruntime":
+        return f"the backend {backend!r} can run code that the version contains"
+    fields = {name: value for name, value in config.items() if name != "parameters"}
+    found = [path for path, _ in _beyond(fields, _AUTHOR, "")]
+    found += [
+        f".parameters.{name}"
+        for name in config.get("parameters", {})
+        if name.lower() not in PARAMETERS[Format.ONNX] and not name.startswith(METADATA_PREFIX)
+    ]
+    return f"{found[0].removeprefix('.')} in config.pbtxt can make Triton load code or files" if found else ""
 
 
 def code_settings(settings: DeploymentSettings, kind: Format) -> dict[str, str]:

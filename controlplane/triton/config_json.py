@@ -18,6 +18,12 @@ ModelConfig = model_config_pb2.ModelConfig
 DIGEST_PARAMETER = "tcp_config_digest"
 """Parameter with the digest of all fields except name and version policy; it identifies the loaded configuration."""
 
+METADATA_PREFIX = "metadata."
+"""Prefix of the parameters that a model file contains. A file must not be able to set a parameter of a backend."""
+
+RESERVED_PARAMETERS = "tcp_"
+"""Prefix of the parameters that the control plane sets."""
+
 _WIDE = frozenset(
     {
         FieldDescriptor.CPPTYPE_INT64,

@@ -10,10 +10,14 @@ GPUs are numbers as in ``instance_group.gpus``; the empty tuple is the host, Non
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from controlplane.domain.deployment import InstanceKind
+
 Gpus = tuple[int, ...]
 
 GPUS_PARAMETER = "tcp_gpus"
 """Parameter with the GPUs that a load requested; not part of the configuration's digest."""
+
+KINDS = {InstanceKind.AUTO: "KIND_AUTO", InstanceKind.CPU: "KIND_CPU", InstanceKind.GPU: "KIND_GPU"}
 
 _HOST = "host"
 _CPU, _GPU, _AUTO = "KIND_CPU", "KIND_GPU", "KIND_AUTO"

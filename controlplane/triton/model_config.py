@@ -5,13 +5,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from controlplane.domain.deployment import DeploymentSettings, InstanceKind
+from controlplane.domain.deployment import DeploymentSettings
 from controlplane.domain.manifest import Format, Manifest
 from controlplane.domain.samples import Sample
 from controlplane.domain.signature import DataType, Signature, TensorSpec
 from controlplane.errors import InvalidConfigError
+from controlplane.triton.author_config import author_config
 from controlplane.triton.config_json import (
     DIGEST_PARAMETER,
+    METADATA_PREFIX,
+    RESERVED_PARAMETERS,
     canonical,
     config_digest,
     json_to_message,
@@ -19,6 +22,7 @@ from controlplane.triton.config_json import (
     message_to_json,
     to_pbtxt,
 )
+from controlplane.triton.instance_groups import KINDS
 from controlplane.triton.warmup import warmup_requests
 
 __all__ = [
@@ -35,9 +39,6 @@ __all__ = [
 SCALARS_PARAMETER = "tcp_scalars"
 """Parameter with the names, one a line, of the tensors that are rank 0 in the model and ``[1]`` for Triton."""
 
-METADATA_PREFIX = "metadata."
-"""Prefix of the parameters that a model file contains. A file must not be able to set a parameter of a backend."""
-
 METADATA_PARAMETER = "metadata"
 """Parameter with all of a model file's metadata as one JSON object of strings.
 
@@ -46,8 +47,6 @@ Ultralytics' Triton client reads it as a Python literal; JSON without ASCII esca
 _METADATA_DOCUMENT_MAX_BYTES = 128 * 1024
 
 DEFAULT_MAX_BATCH_SIZE = 8
-_RESERVED_PARAMETERS = "tcp_"
-_KINDS = {InstanceKind.AUTO: "KIND_AUTO", InstanceKind.CPU: "KIND_CPU", InstanceKind.GPU: "KIND_GPU"}
 # Decided by the control plane, from the manifest or from how it uses the model.
 _FIXED = ("name", "backend", "platform", "runtime", "version_policy", "default_model_filename", "ensemble_scheduling")
 _TORCH_NAME = re.compile(r".*__(\d+)")
@@ -74,31 +73,19 @@ def build_config(
         InvalidConfigError: The settings contradict the signature or each other, or the format cannot be served.
     """
     samples = (samples,) if isinstance(samples, Sample) else samples or ()
-    backend, file_name = manifest.format.backend, manifest.format.file_name
-    if backend is None or file_name is None:
+    if not manifest.format.runs:
         raise InvalidConfigError(f"Triton cannot run the format {manifest.format}; convert it to onnx or torchscript")
     if manifest.unservable is not None:
         raise InvalidConfigError(f"Triton cannot serve this version: {manifest.unservable}")
-    signature = manifest.signature
-    if signature is None:
-        raise InvalidConfigError("the version has no signature, so no configuration can be built for it")
     if not versions or min(versions) < 1:
         raise InvalidConfigError(f"versions must be positive numbers, at least one, not {list(versions)}")
-    _check_signature(signature, manifest.format)
-    max_batch_size = _max_batch_size(signature, settings, samples)
-    config: dict[str, Any] = {
-        "name": triton_name,
-        "backend": backend,
-        "default_model_filename": file_name,
-        "max_batch_size": max_batch_size,
-        "version_policy": {"specific": {"versions": sorted(set(versions))}},
-        "input": [_tensor(spec, batched=max_batch_size > 0) for spec in signature.inputs],
-        "output": [_tensor(spec, batched=max_batch_size > 0) for spec in signature.outputs],
-        "instance_group": [
-            {"kind": _KINDS[settings.instance_kind], "count": settings.instance_count, "gpus": list(settings.gpus)}
-        ],
-        "parameters": _metadata(manifest) | _parameters(signature, settings),
-    }
+    if manifest.config is not None:
+        config = author_config(manifest, settings)
+    else:
+        config = _generated(manifest, settings, samples)
+    config["name"] = triton_name
+    config["version_policy"] = {"specific": {"versions": sorted(set(versions))}}
+    config["parameters"] = config.get("parameters", {}) | _parameters(settings)
     if manifest.rows_independent is False and dynamically_batched(settings):
         raise InvalidConfigError(
             "dynamic_batching combines requests, but the rows of a request to this version are not independent; "
@@ -106,19 +93,51 @@ def build_config(
             field="dynamic_batching",
         )
     if settings.dynamic_batching is not None:
-        config["dynamic_batching"] = _dynamic_batching(settings, max_batch_size)
+        batching = _dynamic_batching(settings, config["max_batch_size"])
+        own = config.get("dynamic_batching", {})
+        config["dynamic_batching"] = own | {key: value for key, value in batching.items() if value or key not in own}
     if settings.warmup:
-        if "model_warmup" in settings.config_overrides or "modelWarmup" in settings.config_overrides:
-            raise InvalidConfigError(
-                "config_overrides.model_warmup contradicts warmup: true; give one of them", field="model_warmup"
-            )
-        if samples:
-            config["model_warmup"] = warmup_requests(signature, samples[0], config)
+        _add_warmup(config, manifest, settings, samples)
     overrides = canonical(settings.config_overrides)
     _check_overrides(overrides, config)
     config = message_to_json(json_to_message(merge(config, overrides)))
     config.setdefault("parameters", {})[DIGEST_PARAMETER] = {"string_value": config_digest(config)}
     return config
+
+
+def _generated(manifest: Manifest, settings: DeploymentSettings, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Return the configuration of a version whose format has none of its own."""
+    signature = manifest.signature
+    if signature is None:
+        raise InvalidConfigError("the version has no signature, so no configuration can be built for it")
+    _check_signature(signature, manifest.format)
+    max_batch_size = _max_batch_size(signature, settings, samples)
+    return {
+        "backend": manifest.format.backend,
+        "default_model_filename": manifest.format.file_name,
+        "max_batch_size": max_batch_size,
+        "input": [_tensor(spec, batched=max_batch_size > 0) for spec in signature.inputs],
+        "output": [_tensor(spec, batched=max_batch_size > 0) for spec in signature.outputs],
+        "instance_group": [
+            {"kind": KINDS[settings.instance_kind], "count": settings.instance_count, "gpus": list(settings.gpus)}
+        ],
+        "parameters": _metadata(manifest) | _scalars(signature),
+    }
+
+
+def _add_warmup(
+    config: dict[str, Any], manifest: Manifest, settings: DeploymentSettings, samples: Sequence[Sample]
+) -> None:
+    if "model_warmup" in settings.config_overrides or "modelWarmup" in settings.config_overrides:
+        raise InvalidConfigError(
+            "config_overrides.model_warmup contradicts warmup: true; give one of them", field="model_warmup"
+        )
+    if "model_warmup" in config:
+        raise InvalidConfigError(
+            "warmup: true contradicts model_warmup in the configuration of the version; remove it", field="warmup"
+        )
+    if samples and manifest.signature is not None:
+        config["model_warmup"] = warmup_requests(manifest.signature, samples[0], config)
 
 
 def dynamically_batched(settings: DeploymentSettings) -> bool:
@@ -215,19 +234,19 @@ def _metadata(manifest: Manifest) -> dict[str, Any]:
     return parameters
 
 
-def _parameters(signature: Signature, settings: DeploymentSettings) -> dict[str, Any]:
+def _parameters(settings: DeploymentSettings) -> dict[str, Any]:
     for name in settings.parameters:
-        if name.startswith(_RESERVED_PARAMETERS):
+        if name.startswith(RESERVED_PARAMETERS):
             raise InvalidConfigError(
-                f"parameter {name!r}: names that start with {_RESERVED_PARAMETERS!r} are reserved for the control "
-                "plane",
+                f"parameter {name!r}: names that start with {RESERVED_PARAMETERS!r} are reserved for the control plane",
                 field=f"parameters.{name}",
             )
-    parameters: dict[str, Any] = {name: {"string_value": value} for name, value in settings.parameters.items()}
+    return {name: {"string_value": value} for name, value in settings.parameters.items()}
+
+
+def _scalars(signature: Signature) -> dict[str, Any]:
     scalars = [spec.name for spec in (*signature.inputs, *signature.outputs) if not spec.shape]
-    if scalars:
-        parameters[SCALARS_PARAMETER] = {"string_value": "\n".join(dict.fromkeys(scalars))}
-    return parameters
+    return {SCALARS_PARAMETER: {"string_value": "\n".join(dict.fromkeys(scalars))}} if scalars else {}
 
 
 def _dynamic_batching(settings: DeploymentSettings, max_batch_size: int) -> dict[str, Any]:
@@ -261,11 +280,11 @@ def _check_overrides(overrides: Mapping[str, Any], config: Mapping[str, Any]) ->
         )
     for side in ("input", "output"):
         for item in overrides.get(side, ()):
-            _check_tensor(side, item, config[side])
+            _check_tensor(side, item, config.get(side, ()))
     for name in overrides.get("parameters", {}):
-        if name.startswith(_RESERVED_PARAMETERS):
+        if name.startswith(RESERVED_PARAMETERS):
             raise InvalidConfigError(
-                f"config_overrides.parameters.{name}: names that start with {_RESERVED_PARAMETERS!r} are reserved "
+                f"config_overrides.parameters.{name}: names that start with {RESERVED_PARAMETERS!r} are reserved "
                 "for the control plane",
                 field=f"parameters.{name}",
             )
@@ -273,16 +292,21 @@ def _check_overrides(overrides: Mapping[str, Any], config: Mapping[str, Any]) ->
         raise InvalidConfigError(
             "config_overrides.dynamic_batching needs a max_batch_size above 0", field="dynamic_batching"
         )
-    if "sequence_batching" in overrides and "dynamic_batching" in config:
+    for one, other in (("sequence_batching", "dynamic_batching"), ("dynamic_batching", "sequence_batching")):
+        if one in overrides and other in config:
+            raise InvalidConfigError(
+                f"config_overrides.{one} contradicts {other}: Triton has one scheduler for a model", field=one
+            )
+    if _decoupled(overrides) and not _decoupled(config):
         raise InvalidConfigError(
-            "config_overrides.sequence_batching contradicts dynamic_batching: Triton has one scheduler for a model",
-            field="sequence_batching",
-        )
-    if overrides.get("model_transaction_policy", {}).get("decoupled"):
-        raise InvalidConfigError(
-            "config_overrides.model_transaction_policy.decoupled: decoupled models are not supported",
+            "config_overrides.model_transaction_policy.decoupled: decoupled models are published with their own "
+            "config.pbtxt, which states it",
             field="model_transaction_policy",
         )
+
+
+def _decoupled(config: Mapping[str, Any]) -> bool:
+    return bool(config.get("model_transaction_policy", {}).get("decoupled"))
 
 
 def _check_tensor(side: str, item: Mapping[str, Any], generated: Sequence[Mapping[str, Any]]) -> None:

@@ -7,6 +7,7 @@
     ├── resnet/
     │   ├── config.pbtxt        written by rename
     │   ├── warmup/             data of warm-up requests, named by content
+    │   ├── labels.txt          a file of the format triton, which all loaded versions share
     │   └── 7/model.onnx        a hard link into the blob cache; created by one rename, never changed
     ├── resnet~candidate/…
     └── resnet~tune/…           a copy for trying settings; always separate files
@@ -34,7 +35,8 @@ from pathlib import Path
 from typing import Any
 
 from controlplane.checkedfiles import CheckedFiles
-from controlplane.domain.manifest import FileEntry, Manifest
+from controlplane.domain.manifest import FileEntry, Format, Manifest
+from controlplane.domain.model_directory import version_files
 from controlplane.domain.names import (
     CANDIDATE_SUFFIX,
     TUNING_SUFFIX,
@@ -57,11 +59,13 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 def layout(manifest: Manifest) -> dict[str, FileEntry]:
     """Return the file for each path in a version's folder; the model file gets the name that Triton's backend expects.
 
-    External data of an ONNX model is stored beside it and keeps its name.
+    External data of an ONNX model is stored beside it and keeps its name. The files of a model directory keep theirs.
 
     Raises:
         InvalidArtifactError: Triton cannot serve the format, or the model file cannot be identified.
     """
+    if manifest.format is Format.TRITON:
+        return version_files(manifest)
     wanted = manifest.format.file_name
     if wanted is None:
         raise InvalidArtifactError(f"Triton cannot run the format {manifest.format}; convert it to onnx or torchscript")
@@ -219,6 +223,40 @@ class ModelRepository:
             model.mkdir(parents=True, exist_ok=True)
             for name, content in files.items():
                 self._write_warmup(model, name, content)
+
+    def lacks_shared(self, triton_name: str, files: Mapping[str, FileEntry]) -> list[str]:
+        """Return the paths of files beside the version folders that are missing or changed."""
+        model = self._model(triton_name)
+        return [path for path, entry in files.items() if not self._files.matches(model / path, entry.sha256)]
+
+    def put_shared(self, triton_name: str, files: Mapping[str, Path]) -> None:
+        """Put files beside the version folders; a file that a kill left incomplete is found by its digest.
+
+        Triton then reloads every version of the model at its next load. So use this only before a load that changes
+        the configuration, which reloads them anyway. Other files stay, because they do no harm.
+
+        Args:
+            triton_name: The model's name in Triton.
+            files: Local files by their path in the model's folder.
+
+        Raises:
+            StoreFullError: The disk is full.
+            StoreError: The repository is not writable.
+        """
+        model = self._model(triton_name)
+        for path, source in files.items():
+            target = model / validate_file_path(path)
+            with _translated(target):
+                self._clear(model, target)
+                self._files.place(source, target)
+                sync_folder(target.parent)
+
+    def _clear(self, model: Path, target: Path) -> None:
+        """Remove what is in the place of a file: an old file, a folder, or a link or file in place of its folders."""
+        for folder in reversed(target.parents):
+            if folder != model and folder.is_relative_to(model) and (folder.is_symlink() or folder.is_file()):
+                self._files.remove(folder)
+        self._files.remove(target)
 
     def write_config(self, triton_name: str, config: Mapping[str, Any]) -> bool:
         """Replace ``config.pbtxt`` by rename; return whether it changed.

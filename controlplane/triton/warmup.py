@@ -5,6 +5,7 @@ example). Triton ignores the outputs; the proof compares them.
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,9 @@ from controlplane.triton.wire import serialise
 
 FOLDER = "warmup"
 """Folder in the model's folder where Triton finds the files that a warm-up request names."""
+
+_NAME = "golden"
+_FILE = re.compile(r"[0-9a-f]{32}")
 
 
 def warmup_requests(signature: Signature, sample: Sample, config: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -32,12 +36,12 @@ def warmup_requests(signature: Signature, sample: Sample, config: Mapping[str, A
             "input_data_file": _file_name(serialise(row, spec.dtype)),
         }
     # 1 is also required for a model without batching; 0 would disable the warm-up.
-    return [{"name": "golden", "batch_size": 1, "inputs": inputs}]
+    return [{"name": _NAME, "batch_size": 1, "inputs": inputs}]
 
 
 def warmup_files(signature: Signature, sample: Sample, config: Mapping[str, Any]) -> dict[str, bytes]:
     """Return the data of `warmup_requests` by file name, to be staged under `FOLDER`; empty without a warm-up."""
-    if not config.get("model_warmup"):
+    if not warmup_names(config):
         return {}
     batched = config.get("max_batch_size", 0) > 0
     contents = [serialise(_row(sample.inputs[spec.name], batched=batched), spec.dtype) for spec in signature.inputs]
@@ -45,10 +49,10 @@ def warmup_files(signature: Signature, sample: Sample, config: Mapping[str, Any]
 
 
 def warmup_names(config: Mapping[str, Any]) -> set[str]:
-    """Return the names of the files that a configuration's warm-up requests read."""
-    requests = config.get("model_warmup") or ()
+    """Return the names of the files that a golden sample's warm-up request reads; an author's own are not included."""
+    requests = [request for request in config.get("model_warmup") or () if request.get("name") == _NAME]
     inputs = [tensor for request in requests for tensor in request.get("inputs", {}).values()]
-    return {str(tensor["input_data_file"]) for tensor in inputs if "input_data_file" in tensor}
+    return {name for tensor in inputs if _FILE.fullmatch(name := str(tensor.get("input_data_file", "")))}
 
 
 def _row(array: Array, *, batched: bool) -> Array:

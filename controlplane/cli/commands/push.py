@@ -37,7 +37,7 @@ FormatOption = Annotated[
     str | None,
     typer.Option(
         "--format",
-        help="onnx, torchscript, torch-export, pytorch, sklearn, xgboost or lightgbm. Default: detected.",
+        help="onnx, torchscript, torch-export, pytorch, sklearn, xgboost, lightgbm or triton. Default: detected.",
         show_default=False,
     ),
 ]
@@ -78,6 +78,7 @@ def register(app: typer.Typer) -> None:
             'tritonctl push vad vad.pt --input "input:FP32\\[-1,512]" --out "output:FP32\\[-1,1]" --batched',
             "tritonctl push vad vad.pt --samples speech.npz --batched",
             "tritonctl push resnet resnet50.onnx --deploy",
+            "tritonctl push tokenizer ./model_repository/tokenizer --version 3",
             "tritonctl push resnet resnet50.onnx --sign-key release.pem",
         ),
     )(push)
@@ -113,6 +114,15 @@ def push(
     metric: MetricOption = None,
     alias: AliasOption = None,
     reason: ReasonOption = "",
+    version: Annotated[
+        int | None,
+        typer.Option(
+            "--version",
+            min=1,
+            help="Version folder to publish, for a model directory (config.pbtxt) that has several.",
+            show_default=False,
+        ),
+    ] = None,
     trust: TrustOption = False,
     direct: Annotated[
         bool,
@@ -134,13 +144,13 @@ def push(
         bool, typer.Option("--deploy", help="Deploy the new version and wait until it is active.")
     ] = False,
 ) -> None:
-    """Publish a file or folder as a new version of a model.
+    """Publish a file or folder as a new version of a model; the folder may be a model directory of Triton.
 
     The control plane detects the format, runs the model once and records its outputs; when the version is deployed,
     Triton's outputs are compared with them. If a push is interrupted, run it again to resume it.
     """
     from controlplane.cli.views.version import show_result
-    from controlplane.cli.workflows.push import PublishOptions, figures, key_values, model_name, publish
+    from controlplane.cli.workflows.push import PublishOptions, figures, key_values, model_name, publish, version_folder
     from controlplane.cli.workflows.tensors import parse_signature
     from controlplane.domain.names import validate_model_name
     from controlplane.errors import InvalidArtifactError
@@ -166,6 +176,7 @@ def push(
         trust=trust,
         direct=direct,
         force=force,
+        version_folder=version_folder(source, version),
     )
     out = session.out()
     if sign_key is not None:
@@ -179,7 +190,8 @@ def push(
             from controlplane.cli.workflows.sign import local_digests, sign_version
 
             detail = fetch_version(client, f"{name}:{result['version']}")
-            result["signature"] = sign_version(client, detail, sign_key, local=local_digests(source, out))
+            digests = local_digests(source, out, version_folder=options.version_folder)
+            result["signature"] = sign_version(client, detail, sign_key, local=digests)
         if not deploy:
             out.result(result)
         show_result(out, result)

@@ -111,7 +111,7 @@ def show_parity(out: Output, parity: ParityReport) -> None:
 
 
 def _servable(manifest: Manifest) -> str:
-    if manifest.format.backend is None:
+    if not manifest.format.runs:
         return "no, because Triton does not run this format; convert it"
     return "yes" if manifest.unservable is None else f"no, because {manifest.unservable}"
 
@@ -149,6 +149,8 @@ def show_result(out: Output, result: Mapping[str, Any]) -> None:
         out.line(Text.assemble("published ", (str(result["reference"]), "bold cyan")))
     if result.get("unservable"):
         out.note(f"note: Triton cannot serve this version: {result['unservable']}", style="yellow")
+    if result.get("missing"):
+        out.note(f"note: no server can run this version: {result['missing']}", style="yellow")
     for warning in result.get("warnings") or ():
         out.note(f"note: {warning}", style="yellow")
 

@@ -12,6 +12,7 @@ from controlplane.client.errors import OperationFailedError
 from controlplane.client.http import Client, segment
 from controlplane.client.models import Operation, Upload
 from controlplane.domain.manifest import FileEntry
+from controlplane.domain.model_directory import CONFIG_FILE, version_folders
 from controlplane.domain.names import validate_model_name
 from controlplane.errors import InvalidInputError
 
@@ -45,6 +46,7 @@ class PublishOptions:
     trust: bool = False
     direct: bool = False
     force: bool = False
+    version_folder: int | None = None
 
     def body(self) -> dict[str, Any]:
         """Return the request's fields that were given."""
@@ -85,6 +87,34 @@ def model_name(path: Path) -> str:
     return validate_model_name(name)
 
 
+def version_folder(path: Path, number: int | None) -> int | None:
+    """Return the version folder of a model directory to publish; None if the path is not a model directory.
+
+    Args:
+        path: The file or folder to publish.
+        number: The folder that the user names.
+
+    Raises:
+        InvalidInputError: There is no such folder, or there are several and none is named.
+    """
+    folders = []
+    if (path / CONFIG_FILE).is_file():
+        folders = version_folders(f"{one.name}/x" for one in path.iterdir() if one.is_dir())
+    if number is None and len(folders) <= 1:
+        return folders[0] if folders else None
+    have = ", ".join(map(str, folders)) or "none"
+    if number is None:
+        raise InvalidInputError(
+            f"{path} has the version folders {have}; a version is one of them: choose it with --version {folders[-1]}"
+        )
+    if number not in folders:
+        raise InvalidInputError(
+            f"{path} has no version folder {number}; --version is a numbered folder beside {CONFIG_FILE}, and the "
+            f"folders are: {have}"
+        )
+    return number
+
+
 def key_values(pairs: list[str], option: str) -> dict[str, str]:
     """Parse ``key=value`` options.
 
@@ -116,11 +146,18 @@ def figures(pairs: list[str]) -> dict[str, float]:
 
 
 def send(
-    client: Client, path: Path, samples: Path | None, data_dir: Path, out: Output, *, direct: bool = False
+    client: Client,
+    path: Path,
+    samples: Path | None,
+    data_dir: Path,
+    out: Output,
+    *,
+    direct: bool = False,
+    version_folder: int | None = None,
 ) -> tuple[Upload, Journal]:
     """Hash a file or folder and upload it to the server, or (``direct``) to its bucket."""
     with Bar(out) as bar:
-        files = fingerprint(path, bar)
+        files = fingerprint(path, bar, version_folder=version_folder)
         if samples is not None:
             (local,) = fingerprint(samples, bar)
             entry = FileEntry(path=SAMPLES_NAME, sha256=local.entry.sha256, size_bytes=local.entry.size_bytes)
@@ -149,7 +186,15 @@ def publish(
 def _publish(
     client: Client, name: str, path: Path, options: PublishOptions, data_dir: Path, out: Output
 ) -> dict[str, Any]:
-    sent, journal = send(client, path, options.samples, data_dir, out, direct=options.direct)
+    sent, journal = send(
+        client,
+        path,
+        options.samples,
+        data_dir,
+        out,
+        direct=options.direct,
+        version_folder=options.version_folder,
+    )
     body = {"upload_id": sent.id, **options.body()}
     operation = client.read(Operation, client.post(f"/v1/models/{segment(name)}/versions", body))
     finished = follow(client, operation, out)

@@ -31,10 +31,10 @@ def check_key(private_key: Path) -> None:
     sign("check:1", (), private_key, _password())
 
 
-def local_digests(source: Path, out: Output) -> list[str]:
+def local_digests(source: Path, out: Output, *, version_folder: int | None = None) -> list[str]:
     """Hash the published files again, so that the local content is signed, whatever the server reports."""
     with Bar(out) as bar:
-        return [file.entry.sha256 for file in fingerprint(source, bar)]
+        return [file.entry.sha256 for file in fingerprint(source, bar, version_folder=version_folder)]
 
 
 def sign_version(

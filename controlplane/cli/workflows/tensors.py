@@ -152,8 +152,9 @@ def _scalar(value: object) -> dict[str, Any]:
 
 def _check_names(names: Sequence[str], signature: Signature, label: str) -> None:
     expected = {spec.name for spec in signature.inputs}
-    if set(names) != expected:
-        unknown, missing = sorted(set(names) - expected), sorted(expected - set(names))
+    required = {spec.name for spec in signature.inputs if not spec.optional}
+    unknown, missing = sorted(set(names) - expected), sorted(required - set(names))
+    if unknown or missing:
         parts = [f"missing inputs: {', '.join(missing)}"] if missing else []
         parts += [f"unknown inputs: {', '.join(unknown)}"] if unknown else []
         raise InvalidInputError(

@@ -18,6 +18,7 @@ from controlplane.client.errors import ClientError, NotRunningError
 from controlplane.client.http import Client
 from controlplane.client.models import Upload, UploadFile
 from controlplane.domain.manifest import FileEntry
+from controlplane.domain.model_directory import version_folders
 from controlplane.errors import InvalidArtifactError, StoreUnavailableError
 from controlplane.registry.artifact import scan
 
@@ -39,8 +40,13 @@ class LocalFile:
     path: Path
 
 
-def fingerprint(artifact: Path, bar: Bar) -> tuple[LocalFile, ...]:
+def fingerprint(artifact: Path, bar: Bar, *, version_folder: int | None = None) -> tuple[LocalFile, ...]:
     """List an artifact's files with their digests; a single file is an artifact of one file.
+
+    Args:
+        artifact: The file or folder.
+        bar: Shows the progress.
+        version_folder: The only version folder of a model directory to include; None includes all files.
 
     Raises:
         InvalidArtifactError: The path does not exist, the folder has no files, or a link leads out of it.
@@ -52,7 +58,10 @@ def fingerprint(artifact: Path, bar: Bar) -> tuple[LocalFile, ...]:
             stop.check()
             bar.advance(count)
 
-        found = pool.submit(scan, artifact, progress=hashed).result()
+        def selected(path: str) -> bool:
+            return version_folder is None or version_folders([path]) in ([], [version_folder])
+
+        found = pool.submit(scan, artifact, progress=hashed, select=selected).result()
     return tuple(LocalFile(entry, path) for entry, path in found)
 
 

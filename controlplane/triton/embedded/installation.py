@@ -127,6 +127,11 @@ def _check_stub(installation: Installation) -> None:
         )
 
 
+def backend_names(backends: Path) -> frozenset[str]:
+    """Return the backends in a backend directory; empty if it is not known yet."""
+    return frozenset(path.name for path in backends.iterdir() if path.is_dir()) if backends.name else frozenset()
+
+
 def assemble_backends(installation: Installation, folder: Path) -> Path:
     """Create the backend directory under `folder`, once for each content, and return it.
 

@@ -1,0 +1,88 @@
+"""Publishing model directories: what is refused, who may bring code, and what a server must have."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.api import Api, settings_for
+from tests.support.keys import guarded_api, with_key
+from tests.triton_format import directories
+from tests.triton_format.conftest import publish, refused
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """An API without a Triton, with keys in use, as an administrator sees it."""
+    with guarded_api(settings_for(tmp_path_factory.mktemp("keys"), embedded=False)) as api:
+        yield api
+
+
+def test_code_needs_the_scope_code(root: Api) -> None:
+    with with_key(root, root.http, "ci", "deploy") as deployer:
+        assert publish(deployer, "data", directories.onnx())["version"] == 1
+        assert "scope 'code'" in refused(deployer, "python", directories.scaling())
+        assert "scope 'code'" in refused(deployer, "plan", directories.named("tensorrt", "model.plan"))
+        library = directories.onnx()
+        library["config.pbtxt"] += b'model_operations { op_library_filename: "x.so" }'
+        assert "model_operations" in refused(deployer, "library", library)
+    with with_key(root, root.http, "coder", "code") as coder:
+        assert publish(coder, "python", directories.scaling())["format"] == "triton"
+
+
+def test_directory_that_is_no_version_is_refused(root: Api) -> None:
+    two = {**directories.onnx(folder=3), "12/model.onnx": b"x"}
+    assert "the version folders 3, 12; a version is one of them" in refused(root, "two", two)
+    assert "an ensemble" in refused(root, "e", {"config.pbtxt": directories.ENSEMBLE, "1/x": b"y"})
+    message = refused(root, "none", {"config.pbtxt": b"", "model.onnx": b"x"}, format="triton")
+    assert "has config.pbtxt and a version folder" in message
+    broken = {**directories.onnx(), "1/model.onnx": b"no onnx"}
+    assert "model.onnx" in refused(root, "broken", broken)
+
+
+def test_golden_samples_need_answers_where_the_model_is_not_run(root: Api, tmp_path: Path) -> None:
+    np.savez(tmp_path / "s.npz", x=np.ones(2, np.float32))
+    files = {**directories.scaling(), "s.npz": (tmp_path / "s.npz").read_bytes()}
+    assert "add one array for each output (y)" in refused(root, "inputs", files, samples="s.npz")
+    np.savez(tmp_path / "s.npz", x=np.ones(2, np.float64), y=np.ones(2, np.float32))
+    files["s.npz"] = (tmp_path / "s.npz").read_bytes()
+    assert "requires x FP32[?]" in refused(root, "types", files, samples="s.npz")
+
+
+def test_same_directory_under_another_number_is_unchanged(root: Api) -> None:
+    assert publish(root, "same", directories.onnx(folder=1))["version"] == 1
+    again = publish(root, "same", directories.onnx(folder=20))
+    assert (again["unchanged"], again["version"]) == (True, 1)
+    manifest = root.ok(root.http.get("/v1/models/same/versions/1"))["manifest"]
+    assert sorted(file["path"] for file in manifest["files"]) == [
+        "1/model.onnx",
+        "config.pbtxt",
+        "labels.txt",
+        "warmup/x.bin",
+    ]
+    assert manifest["config"]["backend"] == "onnxruntime"
+    assert manifest["attributes"]["opset"] == 17
+
+
+def test_directory_is_validated_before_and_after_its_publication(root: Api) -> None:
+    uploaded = root.http.post("/v1/validations", json={"upload_id": root.upload(directories.onnx())})
+    report = root.done(uploaded)
+    assert report["ok"]
+    assert [check["name"] for check in report["checks"]][:2] == ["configuration", "artifact"]
+    publish(root, "validated", directories.scaling())
+    assert root.done(root.http.post("/v1/validations", json={"reference": "validated:1"}))["format"] == "triton"
+    wrong = {**directories.scaling(), "config.pbtxt": b"input {"}
+    report = root.done(root.http.post("/v1/validations", json={"upload_id": root.upload(wrong)}))
+    assert not report["ok"]
+    assert "line 1" in report["checks"][0]["message"]
+
+
+@pytest.mark.triton
+def test_missing_backend_is_reported_at_push_and_refused_at_deploy(api: Api) -> None:
+    result = publish(api, "plan", directories.named("tensorrt", "model.plan"))
+    assert "needs the backend 'tensorrt'" in result["missing"]
+    answer = api.http.put("/v1/deployments/plan", json={"reference": "plan:1"})
+    problem = api.problem(answer, 422, "invalid-artifact")
+    assert "has only onnxruntime, python, pytorch" in problem["detail"]
+    assert api.http.get("/v1/deployments/plan").status_code == 404
