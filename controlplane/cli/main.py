@@ -14,6 +14,7 @@ from controlplane.cli.commands import (
     deployments,
     devices,
     doctor,
+    importing,
     inference,
     keys,
     local,
@@ -113,6 +114,7 @@ def _globals(
 for module in (
     local,
     push,
+    importing,
     conversions,
     models,
     pull,

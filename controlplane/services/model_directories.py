@@ -40,7 +40,8 @@ def as_stored(files: Sequence[FileEntry], declared: Format | None) -> tuple[File
         if CONFIG_FILE in paths and folders:
             raise InvalidArtifactError(
                 f"the model directory has the version folders {', '.join(map(str, folders))}; a version is one of "
-                f"them: choose it with `tritonctl push NAME DIR --version {folders[-1]}`"
+                f"them: choose it with `tritonctl push NAME DIR --version {folders[-1]}`, or import all of them with "
+                "`tritonctl import`"
             )
         raise InvalidArtifactError(
             f"a model directory has {CONFIG_FILE} and a version folder, for example 1/model.onnx; found: "

@@ -105,7 +105,8 @@ def version_folder(path: Path, number: int | None) -> int | None:
     have = ", ".join(map(str, folders)) or "none"
     if number is None:
         raise InvalidInputError(
-            f"{path} has the version folders {have}; a version is one of them: choose it with --version {folders[-1]}"
+            f"{path} has the version folders {have}; a version is one of them: choose it with --version "
+            f"{folders[-1]}, or import all of them with `tritonctl import`"
         )
     if number not in folders:
         raise InvalidInputError(

@@ -1,0 +1,170 @@
+"""`import`: publishes every version of every model directory in a Triton model repository on this machine."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from controlplane.cli.output import Output
+from controlplane.cli.progress import Bar
+from controlplane.cli.references import fetch_version
+from controlplane.cli.workflows.push import PublishOptions, publish
+from controlplane.cli.workflows.upload import fingerprint
+from controlplane.client.errors import ClientError, NotRunningError
+from controlplane.client.http import Client, segment
+from controlplane.client.models import Version
+from controlplane.domain.model_directory import CONFIG_FILE, stored_path, version_folders
+from controlplane.domain.names import Reference, validate_model_name
+from controlplane.errors import ControlPlaneError, InvalidArtifactError, InvalidInputError, NotFoundError
+from controlplane.triton.model_directory import read_model_directory
+
+Content = frozenset[tuple[str, str]]
+"""The files of a version: path and SHA-256."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What became of one version folder.
+
+    Attributes:
+        model: The model's name, which is that of its folder.
+        folder: The version folder; None if the model has none.
+        result: ``imported``, ``would import``, ``unchanged`` or ``refused``.
+        version: The version in the registry; None without one.
+        message: What it needs, or why it was refused; empty if there is nothing to say.
+    """
+
+    model: str
+    folder: int | None
+    result: str
+    version: int | None = None
+    message: str = ""
+
+
+def import_repository(
+    client: Client, source: Path, options: PublishOptions, data_dir: Path, out: Output, *, dry_run: bool
+) -> list[Row]:
+    """Publish the versions that the registry does not have yet, and return a row for each version folder.
+
+    A version is recognized by its files, so a repeated import publishes nothing. One refused version does not stop the
+    others.
+
+    Raises:
+        InvalidInputError: The folder contains no model directory.
+        NotRunningError: The control plane is unreachable.
+    """
+    models = list(model_folders(source))
+    if not models:
+        raise InvalidInputError(
+            f"{source} contains no model directory; a model repository has a folder for each model, with {CONFIG_FILE} "
+            "and version folders"
+        )
+    rows = []
+    for folder in models:
+        rows += _import_model(client, folder, options, data_dir, out, dry_run=dry_run)
+    return rows
+
+
+def model_folders(source: Path) -> Iterator[Path]:
+    """Yield the folders of a model repository that are model directories, by name.
+
+    Raises:
+        InvalidInputError: The source is not a folder.
+    """
+    if not source.is_dir():
+        raise InvalidInputError(f"{source} is not a folder")
+    for folder in sorted(source.iterdir()):
+        if (
+            folder.is_dir()
+            and not folder.name.startswith(".")
+            and ((folder / CONFIG_FILE).is_file() or _numbers(folder))
+        ):
+            yield folder
+
+
+def _numbers(folder: Path) -> list[int]:
+    return version_folders(f"{one.name}/x" for one in folder.iterdir() if one.is_dir())
+
+
+def _import_model(
+    client: Client, folder: Path, options: PublishOptions, data_dir: Path, out: Output, *, dry_run: bool
+) -> list[Row]:
+    name, numbers = folder.name, _numbers(folder)
+    try:
+        validate_model_name(name)
+        if not (folder / CONFIG_FILE).is_file():
+            raise InvalidArtifactError(
+                f"it has no {CONFIG_FILE}; publish its model file with `tritonctl push {name} FILE`"
+            )
+        if not numbers:
+            raise InvalidArtifactError("it has no version folder")
+        known = _known(client, name)
+    except NotRunningError:
+        raise
+    except ControlPlaneError as error:
+        return [Row(name, number, "refused", message=error.message) for number in numbers or (None,)]
+    rows = []
+    for number in numbers:
+        try:
+            rows.append(_import_version(client, folder, number, known, options, data_dir, out, dry_run=dry_run))
+        except NotRunningError:
+            raise
+        except ControlPlaneError as error:
+            rows.append(Row(name, number, "refused", message=error.message))
+    return rows
+
+
+def _import_version(
+    client: Client,
+    folder: Path,
+    number: int,
+    known: Mapping[Content, int],
+    options: PublishOptions,
+    data_dir: Path,
+    out: Output,
+    *,
+    dry_run: bool,
+) -> Row:
+    with Bar(out) as bar:
+        files = fingerprint(folder, bar, version_folder=number)
+    content = frozenset((stored_path(file.entry.path, number), file.entry.sha256) for file in files)
+    if (present := known.get(content)) is not None:
+        return Row(folder.name, number, "unchanged", present)
+    # Checked here as well, so that nothing is uploaded that the server would refuse, and a dry run says the same.
+    found = read_model_directory((folder / CONFIG_FILE).read_bytes(), {path for path, _ in content})
+    if dry_run:
+        needs = f"contains code, so the key needs the scope code: {found.code}" if found.code else ""
+        return Row(folder.name, number, "would import", message="; ".join(filter(None, (needs, *found.notes))))
+    chosen = PublishOptions(**{**_fields(options), "version_folder": number})
+    result = publish(client, folder.name, folder, chosen, data_dir, out)
+    notes = (f"needs something: {result['missing']}" if result.get("missing") else "", *result.get("warnings", ()))
+    state = "unchanged" if result.get("unchanged") else "imported"
+    return Row(folder.name, number, state, int(result["version"]), "; ".join(filter(None, notes)))
+
+
+def _fields(options: PublishOptions) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in PublishOptions.__slots__}
+
+
+def _known(client: Client, model: str) -> dict[Content, int]:
+    """Return the versions of a model by their files; empty if the model does not exist."""
+    try:
+        versions = [client.read(Version, item) for item in client.items(f"/v1/models/{segment(model)}/versions")]
+    except NotFoundError:
+        return {}
+    except ClientError as error:
+        if error.code == "not-found":
+            return {}
+        raise
+    details = [
+        fetch_version(client, Reference(model, version=one.number)) for one in versions if one.format == "triton"
+    ]
+    return {
+        frozenset((file.path, file.sha256) for file in detail.manifest.files): detail.entry.number
+        for detail in reversed(details)
+    }
+
+
+def as_json(rows: list[Row]) -> list[dict[str, Any]]:
+    """Return the rows as JSON."""
+    return [asdict(row) for row in rows]

@@ -1,0 +1,85 @@
+"""`tritonctl import` of a repository folder against a running control plane."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Cli
+from tests.triton_format import directories
+
+
+def write(folder: Path, files: dict[str, bytes]) -> None:
+    for path, content in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ONNX versions, a Python model, an ensemble, a broken configuration, and folders that are no models."""
+    root = tmp_path_factory.mktemp("repository")
+    write(
+        root / "import-onnx", directories.onnx(2.0, folder=3) | {"11/model.onnx": directories.onnx(4.0)["1/model.onnx"]}
+    )
+    write(root / "import-python", directories.scaling())
+    write(root / "import-ensemble", {"config.pbtxt": directories.ENSEMBLE, "1/.keep": b""})
+    write(root / "import-broken", {"config.pbtxt": b"nonsense", "1/model.onnx": b"x"})
+    write(root / "import-bare", {"1/model.onnx": b"x"})
+    write(root / ".git", {"1/x": b""})
+    write(root, {"README.md": b"no model"})
+    return root
+
+
+def results(cli: Cli, *arguments: object, code: int) -> dict[tuple[str, int], tuple[str, int | None]]:
+    done = cli("import", *arguments, "-o", "json")
+    assert done.code == code, done.err
+    return {(row["model"], row["folder"]): (row["result"], row["version"]) for row in done.json["items"]}
+
+
+def test_repository_is_imported_once(cli: Cli, repository: Path) -> None:
+    refused = {
+        ("import-bare", 1): ("refused", None),
+        ("import-broken", 1): ("refused", None),
+        ("import-ensemble", 1): ("refused", None),
+    }
+    new = {("import-onnx", 3): ("would import", None), ("import-onnx", 11): ("would import", None)}
+    assert results(cli, repository, "--dry-run", code=7) == {
+        **refused,
+        **new,
+        ("import-python", 1): ("would import", None),
+    }
+    assert cli("show", "import-onnx").code == 3, "a dry run publishes nothing"
+
+    first = results(cli, repository, code=7)
+    assert first == {
+        **refused,
+        ("import-onnx", 3): ("imported", 1),
+        ("import-onnx", 11): ("imported", 2),
+        ("import-python", 1): ("imported", 1),
+    }
+    again = results(cli, repository, code=7)
+    assert again == {key: ("unchanged", version) if version else (what, None) for key, (what, version) in first.items()}
+
+    shown = cli("import", repository).out
+    assert "an ensemble, which is not supported yet" in " ".join(shown.split())
+
+
+def test_changed_version_is_imported_as_a_new_one(cli: Cli, tmp_path: Path) -> None:
+    write(tmp_path / "changing", directories.scaling(1.0))
+    assert results(cli, tmp_path, code=0) == {("changing", 1): ("imported", 1)}
+    write(tmp_path / "changing", directories.scaling(2.0))
+    assert results(cli, tmp_path, code=0) == {("changing", 1): ("imported", 2)}
+
+
+def test_folder_without_models_is_refused(cli: Cli, tmp_path: Path) -> None:
+    assert "contains no model directory" in cli("import", tmp_path).err
+
+
+def test_push_of_one_of_several_versions(cli: Cli, tmp_path: Path) -> None:
+    write(tmp_path, directories.onnx(folder=3) | {"11/model.onnx": b"x"})
+    assert "version folders 3, 11" in cli("push", "chosen", tmp_path).err
+    assert "no version folder 4" in cli("push", "chosen", tmp_path, "--version", 4).err
+    result = cli.ok("push", "chosen", tmp_path, "--version", 3, "-o", "json").json
+    assert (result["version"], result["format"]) == (1, "triton")
+    cli.ok("pull", "chosen:1", tmp_path / "pulled")
+    assert cli.ok("push", "chosen", tmp_path / "pulled", "-o", "json").json["unchanged"]
