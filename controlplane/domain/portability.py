@@ -116,13 +116,14 @@ class ModelFacts:
             {name: one for name, one in opsets.items() if isinstance(one, int)} if isinstance(opsets, dict) else None,
             {name: str(one) for name, one in arguments.items()} if isinstance(arguments, dict) else None,
             tuple(str(one) for one in returns) if isinstance(returns, list | tuple) else None,
-            backend or format.backend or "",
+            backend,
         )
 
     @classmethod
     def of_manifest(cls, manifest: Manifest) -> "ModelFacts":
         """Read the facts of a published version."""
-        return cls.of(manifest.format, manifest.attributes, manifest.signature, manifest.unservable, manifest.backend)
+        backend = manifest.backend if manifest.format is Format.TRITON else ""
+        return cls.of(manifest.format, manifest.attributes, manifest.signature, manifest.unservable, backend)
 
 
 def image_target(release: str, name: str = "") -> Target:
