@@ -16,6 +16,7 @@ from controlplane.domain.model_directory import (
 from controlplane.domain.samples import Sample, check_samples
 from controlplane.domain.signature import DYNAMIC, Signature
 from controlplane.errors import ForbiddenError, InvalidArtifactError, InvalidInputError
+from controlplane.triton.code_settings import refuse_backend_libraries
 from controlplane.triton.model_directory import MODEL_FILES, ModelDirectory, read_model_directory
 
 BACKEND = "onnxruntime"
@@ -30,10 +31,12 @@ def as_stored(files: Sequence[FileEntry], declared: Format | None) -> tuple[File
         declared: The format that the publisher declares.
 
     Raises:
-        InvalidArtifactError: The directory has several version folders, or is declared as one and is none.
+        InvalidArtifactError: The directory has several version folders, or is declared as one and is none; or another
+            artifact contains a library that Triton would load in place of a backend.
     """
     paths = [file.path for file in files]
     if declared is not Format.TRITON and (declared is not None or not is_model_directory(paths)):
+        refuse_backend_libraries(paths)
         return None
     folders = version_folders(paths)
     if len(folders) != 1 or CONFIG_FILE not in paths:

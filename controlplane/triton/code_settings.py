@@ -9,11 +9,12 @@ Sources: `model_config.proto` of Triton 2.51 and the documentation of its ONNX R
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from controlplane.domain.deployment import DeploymentSettings
 from controlplane.domain.manifest import Format
+from controlplane.errors import InvalidArtifactError
 from controlplane.triton.config_json import METADATA_PREFIX, canonical
 
 _THREADS = frozenset({"intra_op_thread_count", "inter_op_thread_count", "intra_op_num_threads", "inter_op_num_threads"})
@@ -139,7 +140,7 @@ OVERRIDES: Mapping[str, Any] = {
     "ensemble_scheduling": _ALL,
 }
 _AUTHOR = {
-    **OVERRIDES,
+    **{name: below for name, below in OVERRIDES.items() if name != "runtime"},  # it can name any file of the version
     "cc_model_filenames": _ALL,
     "output": {**_TENSOR, "label_filename": _ALL},
     "sequence_batching": {
@@ -154,7 +155,31 @@ _AUTHOR = {
 """The fields that an author's configuration may set: files that it names are files of the version."""
 
 
-def author_code(config: Mapping[str, Any], backend: str) -> str:
+def backend_libraries(paths: Iterable[str]) -> list[str]:
+    """Return the paths of an artifact that Triton would load as a backend's library.
+
+    Triton searches the folder of the version and that of the model for ``libtriton_NAME.so`` before its own backend
+    directory (`TRITONSERVER_ServerOptionsSetBackendDirectory`), so such a file replaces the backend in the server's
+    process.
+    """
+    return sorted(path for path in paths if any(part.casefold().startswith("libtriton_") for part in path.split("/")))
+
+
+def refuse_backend_libraries(paths: Iterable[str]) -> None:
+    """Check that an artifact without a configuration of its own brings no library of a backend.
+
+    Raises:
+        InvalidArtifactError: It does.
+    """
+    if libraries := backend_libraries(paths):
+        raise InvalidArtifactError(
+            f"Triton would load {libraries[0]!r} in place of its own backend; remove the file, or publish a model "
+            "directory with config.pbtxt, which needs the scope 'code'",
+            path=libraries[0],
+        )
+
+
+def author_code(config: Mapping[str, Any], backend: str, paths: Iterable[str]) -> str:
     """Return why publishing a model directory needs the scope `code`; empty if its files are only data.
 
     Only the ONNX Runtime backend reads files that are data: every other backend runs code of the version, or its
@@ -163,9 +188,12 @@ def author_code(config: Mapping[str, Any], backend: str) -> str:
     Args:
         config: The author's configuration, in Triton's JSON form.
         backend: The backend that it names.
+        paths: The directory's files.
     """
     if backend != "onnxruntime":
         return f"the backend {backend!r} can run code that the version contains"
+    if libraries := backend_libraries(paths):
+        return f"Triton loads {libraries[0]!r} as the library of a backend"
     fields = {name: value for name, value in config.items() if name != "parameters"}
     found = [path for path, _ in _beyond(fields, _AUTHOR, "")]
     found += [

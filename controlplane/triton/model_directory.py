@@ -96,7 +96,7 @@ def read_model_directory(content: bytes, paths: Collection[str]) -> ModelDirecto
     environment = parameters.get(ENVIRONMENT_PARAMETER, {}).get("string_value", "")
     if environment and not environment.startswith(_MODEL_FOLDER):
         notes.append(f"{ENVIRONMENT_PARAMETER} is {environment!r}, which every server that runs it must have")
-    return ModelDirectory(config, backend, _signature(config), author_code(config, backend), tuple(notes))
+    return ModelDirectory(config, backend, _signature(config), author_code(config, backend, paths), tuple(notes))
 
 
 def _parse(content: bytes) -> dict[str, Any]:

@@ -45,6 +45,7 @@ from controlplane.domain.names import (
     validate_model_name,
 )
 from controlplane.errors import InvalidArtifactError, InvalidConfigError, StoreError, StoreFullError
+from controlplane.triton.code_settings import refuse_backend_libraries
 from controlplane.triton.config_json import to_pbtxt
 from controlplane.triton.staged_files import StagedFiles, files_below, sync_folder
 from controlplane.triton.warmup import FOLDER as WARMUP
@@ -62,10 +63,12 @@ def layout(manifest: Manifest) -> dict[str, FileEntry]:
     External data of an ONNX model is stored beside it and keeps its name. The files of a model directory keep theirs.
 
     Raises:
-        InvalidArtifactError: Triton cannot serve the format, or the model file cannot be identified.
+        InvalidArtifactError: Triton cannot serve the format, the model file cannot be identified, or a file would
+            replace a backend's library.
     """
     if manifest.format is Format.TRITON:
         return version_files(manifest)
+    refuse_backend_libraries(file.path for file in manifest.files)
     wanted = manifest.format.file_name
     if wanted is None:
         raise InvalidArtifactError(f"Triton cannot run the format {manifest.format}; convert it to onnx or torchscript")

@@ -226,6 +226,8 @@ def test_layout_renames_model_file_and_keeps_data_beside_it() -> None:
         placed(Format.ONNX, "a.onnx", "b.onnx")
     with pytest.raises(InvalidArtifactError, match="convert it"):
         placed(Format.SKLEARN, "a.skops")
+    with pytest.raises(InvalidArtifactError, match="in place of its own backend"):
+        placed(Format.ONNX, "model.onnx", "libtriton_onnxruntime.so")
 
 
 def test_concurrent_cleanups_do_not_fail(tmp_path: Path) -> None:

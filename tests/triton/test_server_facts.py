@@ -332,3 +332,19 @@ async def test_folders_that_appear_and_vanish_do_not_fail_the_index(serving: Ser
         stop.set()
         await coming
     assert all("failed to stat file" in one for one in refused), refused
+
+
+async def test_backend_library_in_a_model_folder_replaces_the_backend(
+    serving: Serving, two: str, tmp_path: Path
+) -> None:
+    """A file of an artifact with this name runs in the server's process, so such artifacts need the scope `code`."""
+    model = scale(tmp_path / "m.onnx", 1.0)
+    for folder in (serving.repository.root / two, serving.repository.root / two / "1"):
+        library = folder / "libtriton_onnxruntime.so"
+        library.write_bytes(b"no library")
+        with pytest.raises(LoadRefusedError, match=f"unable to load shared library: {library}"):
+            await serving.load(two, model, [1])
+        library.unlink()
+    (serving.repository.root / two / "1" / "model.py").write_text("raise RuntimeError('executed')")
+    await serving.load(two, model, [1])
+    assert await answering(serving, two) == (2.0, 1)

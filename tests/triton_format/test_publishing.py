@@ -27,6 +27,12 @@ def test_code_needs_the_scope_code(root: Api) -> None:
         library = directories.onnx()
         library["config.pbtxt"] += b'model_operations { op_library_filename: "x.so" }'
         assert "model_operations" in refused(deployer, "library", library)
+        # Triton looks for a backend's library in the model's folders first, and `runtime` can name any file there.
+        for path in ("1/libtriton_onnxruntime.so", "libtriton_onnxruntime.so"):
+            assert path in refused(deployer, "backend", {**directories.onnx(), path: b"ELF"})
+        named = directories.onnx()
+        named["config.pbtxt"] += b'runtime: "model.py"'
+        assert "runtime in config.pbtxt" in refused(deployer, "runtime", {**named, "1/model.py": b""})
     with with_key(root, root.http, "coder", "code") as coder:
         assert publish(coder, "python", directories.scaling())["format"] == "triton"
 
@@ -39,6 +45,14 @@ def test_directory_that_is_no_version_is_refused(root: Api) -> None:
     assert "has config.pbtxt and a version folder" in message
     broken = {**directories.onnx(), "1/model.onnx": b"no onnx"}
     assert "model.onnx" in refused(root, "broken", broken)
+
+
+def test_backend_library_beside_a_model_is_refused(root: Api) -> None:
+    files = {"model.onnx": directories.onnx()["1/model.onnx"], "data/LibTriton_onnxruntime.so": b"ELF"}
+    reason = "'data/LibTriton_onnxruntime.so' in place of its own backend"
+    answer = root.http.post("/v1/models/plain/versions", json={"upload_id": root.upload(files)})
+    assert reason in root.problem(answer, 422, "invalid-artifact")["detail"]
+    assert reason in root.failed(root.http.post("/v1/validations", json={"upload_id": root.upload(files)}))["detail"]
 
 
 def test_golden_samples_need_answers_where_the_model_is_not_run(root: Api, tmp_path: Path) -> None:
