@@ -21,8 +21,8 @@ def test_help_of_every_command_has_an_example(name: str) -> None:
 
 
 def test_all_expected_commands_exist() -> None:
-    expected = """up serve push import convert validate models versions show pull alias rm deploy rollback undeploy load unload
-        ps history infer servers gateway events gc doctor demo down wait version
+    expected = """up serve push convert validate models versions show pull alias rm deploy rollback undeploy load unload
+        ps history import infer servers gateway events gc doctor demo down wait version
         devices tune memory top explain why hold plan rollout health report metrics
         defrag sign verify fsck"""
     assert set(expected.split()) == set(COMMANDS)

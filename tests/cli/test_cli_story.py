@@ -131,7 +131,7 @@ def test_events_follow_prints_new_events(cli: Cli, published: str, doubling: Pat
                 break
     finally:
         following.send_signal(2)
-        assert following.wait(20) == 130
+        assert following.wait(60) == 130
         assert following.stdout is not None
         following.stdout.close()
     cli.ok("undeploy", "eventful")

@@ -59,7 +59,7 @@ def test_ctrl_c_ends_a_push_on_a_stalled_connection(cli: Cli, tmp_path: Path) ->
         pushing = cli.start("push", model, "--url", relay.url)
         assert relay.stalled.wait(60)
         pushing.send_signal(signal.SIGINT)
-        output, _ = pushing.communicate(timeout=20)
+        output, _ = pushing.communicate(timeout=60)
     assert pushing.returncode == 130
     assert "Traceback" not in output
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from controlplane.cli.views.memory import BAR_WIDTH, bar
@@ -118,6 +119,19 @@ def test_top_updates_until_q_is_pressed(room: Cli) -> None:
         os.close(main)
 
 
+def held_until(room: Cli, model: str) -> str | None:
+    (server,) = room.ok("why", model, "-o", "json").json["servers"]
+    until: str | None = server["model"]["held_until"]
+    return until
+
+
+def wait_for_release(room: Cli, model: str) -> None:
+    """Wait until the loop has applied the end of a hold."""
+    deadline = time.monotonic() + 60
+    while held_until(room, model) is not None:
+        assert time.monotonic() < deadline, "the release is not applied"
+
+
 @pytest.mark.triton
 def test_hold_keeps_model_loaded_while_a_command_runs(room: Cli) -> None:
     inner = [*TRITONCTL, "why", "one", "-o", "json"]
@@ -125,9 +139,7 @@ def test_hold_keeps_model_loaded_while_a_command_runs(room: Cli) -> None:
     (server,) = json.loads(held.out)["servers"]
     assert server["model"]["state"] == "loaded"
     assert server["model"]["held_until"] is not None
-    deadline = time.monotonic() + 60
-    while room.ok("why", "one", "-o", "json").json["servers"][0]["model"]["held_until"] is not None:
-        assert time.monotonic() < deadline, "the release is not applied"
+    wait_for_release(room, "one")
     assert room("hold", "one", "--", "sh", "-c", "exit 3").code == 3
     assert room("hold", "one", "--", "no-such-command").code == 127
     assert room("hold", "nothere", "--", "true").code == 3
@@ -136,22 +148,21 @@ def test_hold_keeps_model_loaded_while_a_command_runs(room: Cli) -> None:
 
 @pytest.mark.triton
 def test_hold_is_renewed_and_released_by_ctrl_c(room: Cli) -> None:
-    running = room.start("hold", "two", "--ttl", "2s")
+    running = room.start("hold", "two", "--ttl", "5s")
     try:
         assert running.stdout is not None
         while "is loaded and held" not in (line := running.stdout.readline()):
             assert line, "it ended"
-        time.sleep(4)
-        (server,) = room.ok("why", "two", "-o", "json").json["servers"]
-        assert server["model"]["held_until"] is not None
+        time.sleep(8)
+        assert held_until(room, "two") is not None
         running.send_signal(signal.SIGINT)
-        running.communicate(timeout=30)
+        running.communicate(timeout=60)
     finally:
         running.kill()
         running.wait()
     assert running.returncode == 0
-    (server,) = room.ok("why", "two", "-o", "json").json["servers"]
-    assert server["model"]["held_until"] is None
+    url = json.loads((room.data_dir / "up.json").read_text())["url"]
+    assert httpx.get(f"{url}/v1/deployments/two/holds").json()["items"] == []
 
 
 @pytest.mark.triton
