@@ -1,6 +1,7 @@
 """Servers that several areas' tests share: started once per run, and only if a test asks for them."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -30,9 +31,15 @@ _SLOWEST_FIRST = (
         "monitoring",
         "gpu",
         "cases",
+        "triton_format",
     ),
     *("triton", "services", "storage", "registry", "memory", "domain"),
 )
+
+
+def pytest_configure() -> None:
+    """Accept SIGINT, which a shell tells programs in the background to ignore: processes of tests inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(trylast=True)
