@@ -1,7 +1,7 @@
 """`import`: publishes every version of every model directory in a Triton model repository on this machine."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,15 +135,10 @@ def _import_version(
     if dry_run:
         needs = f"contains code, so the key needs the scope code: {found.code}" if found.code else ""
         return Row(folder.name, number, "would import", message="; ".join(filter(None, (needs, *found.notes))))
-    chosen = PublishOptions(**{**_fields(options), "version_folder": number})
-    result = publish(client, folder.name, folder, chosen, data_dir, out)
+    result = publish(client, folder.name, folder, replace(options, version_folder=number), data_dir, out)
     notes = (f"needs something: {result['missing']}" if result.get("missing") else "", *result.get("warnings", ()))
     state = "unchanged" if result.get("unchanged") else "imported"
     return Row(folder.name, number, state, int(result["version"]), "; ".join(filter(None, notes)))
-
-
-def _fields(options: PublishOptions) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in PublishOptions.__slots__}
 
 
 def _known(client: Client, model: str) -> dict[Content, int]:
