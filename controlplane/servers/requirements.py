@@ -4,8 +4,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from controlplane.domain.manifest import Manifest
+from controlplane.domain.model_directory import version_files
 from controlplane.servers.server import ManagedServer
 from controlplane.triton.embedded.installation import backend_names
+from controlplane.triton.model_directory import MODEL_FILES
 
 
 def missing_for(manifest: Manifest, server: ManagedServer) -> str:
@@ -26,6 +28,11 @@ def missing_for(manifest: Manifest, server: ManagedServer) -> str:
             f"the version is an AOTInductor package (platform torch_aoti), which the embedded server {server.name!r} "
             "does not run; add a server that does (CONTROLPLANE_TRITON__SERVERS)"
         )
+    if manifest.backend == "onnxruntime" and not _has_model_file(manifest):
+        return (
+            f"the ONNX model is a folder, and the embedded server {server.name!r} loads only a file; move its files "
+            "into the version folder, or add a server that loads it (CONTROLPLANE_TRITON__SERVERS)"
+        )
     if manifest.config.get("max_batch_size", 0) and (name := _reshaped_to_nothing(manifest.config)):
         return (
             f"input {name!r} has an empty reshape, and a request without rows for such an input ends the embedded "
@@ -37,6 +44,12 @@ def missing_for(manifest: Manifest, server: ManagedServer) -> str:
             "declare them there, or push the directory again with --input and --out"
         )
     return ""
+
+
+def _has_model_file(manifest: Manifest) -> bool:
+    """Return whether the model that the configuration names is a file; Triton also takes a folder of this name."""
+    name = (manifest.config or {}).get("default_model_filename") or MODEL_FILES["onnxruntime"]
+    return name in version_files(manifest)
 
 
 def _reshaped_to_nothing(config: Mapping[str, Any]) -> str:

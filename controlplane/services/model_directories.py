@@ -77,11 +77,11 @@ async def read_directory(artifact: Path, files: Sequence[FileEntry], asker: Prin
 
 
 def recordable(artifact: Path, directory: ModelDirectory) -> Path | None:
-    """Return the model file that can be run here to record golden samples; None if there is none."""
+    """Return the ONNX model, a file or a folder, which is read here and run for golden samples; None for others."""
     if directory.backend != BACKEND:
         return None
     file = artifact / STORED_FOLDER / str(directory.config.get("default_model_filename") or MODEL_FILES[BACKEND])
-    return file if file.is_file() else None
+    return file if file.exists() else None
 
 
 def declared_samples(given: Sequence[Sample], signature: Signature | None) -> tuple[Sample, ...]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from tests.support.api import Api, settings_for
@@ -90,6 +91,28 @@ def test_directory_is_validated_before_and_after_its_publication(root: Api) -> N
     report = root.done(root.http.post("/v1/validations", json={"upload_id": root.upload(wrong)}))
     assert not report["ok"]
     assert "line 1" in report["checks"][0]["message"]
+
+
+def test_onnx_model_in_a_folder_is_read_like_a_file(root: Api) -> None:
+    files = directories.onnx()
+    model = files.pop("1/model.onnx")
+    broken = {**files, "1/model.onnx/model.onnx": b"no onnx"}
+    assert "model.onnx" in refused(root, "unread", broken)
+    outside = onnx.load_from_string(model)
+    tensor = outside.graph.initializer.add(name="w", data_type=onnx.TensorProto.FLOAT, dims=[4])
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../../outside")
+    reading = {**files, "1/model.onnx/model.onnx": outside.SerializeToString()}
+    assert "outside the artifact" in refused(root, "outside", reading)
+
+
+@pytest.mark.triton
+def test_onnx_model_in_a_folder_is_refused_by_the_embedded_server(api: Api) -> None:
+    files = directories.onnx()
+    files["1/model.onnx/model.onnx"] = files.pop("1/model.onnx")
+    assert "the ONNX model is a folder" in publish(api, "folder", files)["missing"]
+    answer = api.http.put("/v1/deployments/folder", json={"reference": "folder:1"})
+    assert "the ONNX model is a folder" in api.problem(answer, 422, "invalid-artifact")["detail"]
 
 
 @pytest.mark.triton
