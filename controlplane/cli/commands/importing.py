@@ -22,7 +22,10 @@ def register(app: typer.Typer) -> None:
 def import_(
     session: Session,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Model repository: a folder for each model.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every version and publish nothing.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check the configurations; model files are not read, and nothing is published."),
+    ] = False,
     golden: Annotated[
         bool, typer.Option("--golden/--no-golden", help="Run ONNX models and record their outputs as golden samples.")
     ] = True,
