@@ -34,7 +34,9 @@ def test_upload_resumes_automatically_after_a_lost_connection(cli: Cli, tmp_path
         relay.cut_after = 7 * MIB
         cli.ok("push", model, "--no-golden", "--url", relay.url)
         assert relay.cut_after is None, "the connection was never cut"
-        assert relay.sent < 16 * MIB
+        # Not the bytes: a server that is still writing what came before refuses an offset, and the client sends again.
+        assert relay.offsets[0] == 0
+        assert relay.offsets[-1] > 0
 
 
 def test_next_push_resumes_a_killed_one(cli: Cli, large: Path) -> None:

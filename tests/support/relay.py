@@ -1,6 +1,7 @@
 """A TCP relay that cuts or stalls what a client sends, as a network does in the middle of an upload."""
 
 import contextlib
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 _CHUNK = 65536
+_OFFSET = re.compile(rb"\r\nupload-offset: (\d+)\r\n", re.IGNORECASE)
 
 
 @dataclass
@@ -19,12 +21,14 @@ class Relay:
         cut_after: Close the connection once it carried this many bytes from the client; used up by the first one.
         stall_after: Send on no more than this many bytes from the client, and keep the connection open.
         sent: Bytes that clients sent, over all connections, as far as they were sent on.
+        offsets: The header ``Upload-Offset`` of each request that has one, in bytes.
     """
 
     url: str = ""
     cut_after: int | None = None
     stall_after: int | None = None
     sent: int = 0
+    offsets: list[int] = field(default_factory=list)
     stalled: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -64,6 +68,7 @@ def relay_to(url: str) -> Iterator[Relay]:
                 if not relay.allow(carried, len(data)):
                     break
                 carried += len(data)
+                relay.offsets.extend(int(offset) for offset in _OFFSET.findall(data))
                 server.sendall(data)
         _close(client, server)
 
