@@ -39,6 +39,7 @@ from controlplane.services.conversions import Conversions
 from controlplane.services.deployments import Deployments
 from controlplane.services.devices import Devices
 from controlplane.services.events import Events
+from controlplane.services.exporting import Exporting
 from controlplane.services.facade import Services
 from controlplane.services.garbage import Garbage
 from controlplane.services.gateway import GatewayService
@@ -352,6 +353,7 @@ class ControlPlane:
             validation=Validation(registry, uploads, operations, workers, workspace, portability),
             portability=portability,
             deployments=deployments,
+            exporting=Exporting(registry, reconciler),
             rollouts=Rollouts(registry, deployments, reconciler, self._splits, replica=uuid.uuid4().hex),
             placement=Placement(reconciler),
             memory=memory,

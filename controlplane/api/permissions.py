@@ -91,6 +91,7 @@ PERMISSIONS: Mapping[str, Permission] = {
     "unloadDeployment": _DEPLOY,
     "waitForDeployment": _READ,
     "getDeploymentHealth": _READ,
+    "getRepositoryEntry": _READ,
     "getExplanation": _READ,
     "listRollouts": Permission(Scope.READ, Models.CHECKED),
     "getRollout": _READ,

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from controlplane.domain.conditions import Condition
 from controlplane.domain.deployment import DeploymentSpec
 from controlplane.domain.health import ServerHealth
-from controlplane.domain.manifest import Manifest
+from controlplane.domain.manifest import FileEntry, Manifest
 from controlplane.domain.states import DeploymentStatus
 from controlplane.gateway.views import GatewayAddress as GatewayAddress
 from controlplane.gateway.views import GatewayView as GatewayView
@@ -186,3 +186,20 @@ class DeploymentHealth(Record):
     model: str
     conditions: tuple[Condition, ...] = ()
     servers: tuple[ServerHealth, ...] = ()
+
+
+class ExportedFile(FileEntry):
+    """A file of a model's folder in a model repository."""
+
+    source: str | None = None
+    content: str | None = None
+
+
+class RepositoryEntry(Record):
+    """A deployment as the folder of a model in a plain Triton model repository."""
+
+    model: str
+    version: int
+    revision: int = 0
+    files: tuple[ExportedFile, ...]
+    notes: tuple[str, ...] = ()

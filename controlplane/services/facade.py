@@ -7,6 +7,7 @@ from controlplane.services.conversions import Conversions
 from controlplane.services.deployments import Deployments
 from controlplane.services.devices import Devices
 from controlplane.services.events import Events
+from controlplane.services.exporting import Exporting
 from controlplane.services.garbage import Garbage
 from controlplane.services.gateway import GatewayService
 from controlplane.services.health import Health
@@ -44,6 +45,7 @@ class Services:
     validation: Validation
     portability: Portability
     deployments: Deployments
+    exporting: Exporting
     rollouts: Rollouts
     memory: Memory
     placement: Placement

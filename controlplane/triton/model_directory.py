@@ -93,10 +93,15 @@ def read_model_directory(content: bytes, paths: Collection[str]) -> ModelDirecto
     _check_model_file(config, backend, paths)
     for field, path in _named_files(config):
         _check_named(field, path, paths)
-    environment = parameters.get(ENVIRONMENT_PARAMETER, {}).get("string_value", "")
-    if environment and not environment.startswith(_MODEL_FOLDER):
+    if environment := outside_environment(config):
         notes.append(f"{ENVIRONMENT_PARAMETER} is {environment!r}, which every server that runs it must have")
     return ModelDirectory(config, backend, _signature(config), author_code(config, backend, paths), tuple(notes))
+
+
+def outside_environment(config: Mapping[str, Any]) -> str:
+    """Return the execution environment that a configuration names outside the model's folder; empty without one."""
+    environment = str(config.get("parameters", {}).get(ENVIRONMENT_PARAMETER, {}).get("string_value", ""))
+    return "" if environment.startswith(_MODEL_FOLDER) else environment
 
 
 def _parse(content: bytes) -> dict[str, Any]:

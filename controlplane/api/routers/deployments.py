@@ -35,6 +35,7 @@ from controlplane.api.schemas.memory import LOADED_OR_PLANNED, PLANNED, DryRun
 from controlplane.domain.conditions import Awaited
 from controlplane.domain.states import Phase
 from controlplane.services.deployments import Deployment, DeploymentFilter, DeploymentHealth
+from controlplane.services.exporting import RepositoryEntry
 
 router = APIRouter(prefix="/deployments", tags=["deployments"])
 
@@ -224,6 +225,19 @@ async def unload(services: App, model: ModelName, actor: Actor, body: StateReque
 async def health(services: App, model: ModelName) -> Response:
     """Return the newest probes on each server, with their latency, the drift of the outputs, and faults."""
     return json_answer(await services.deployments.health(model))
+
+
+@router.get(
+    "/{model}/repository", operation_id="getRepositoryEntry", response_model=RepositoryEntry, responses=responses()
+)
+async def repository_entry(services: App, model: ModelName) -> Response:
+    """Return the deployment as a folder of a plain Triton model repository.
+
+    A Triton without a control plane serves the folder. Its configuration is the one that is loaded here, without the
+    control plane's parameters and without the GPUs of the placement. Files with a `source` are downloaded from the
+    version: `/v1/models/{model}/versions/{version}/files/{source}`.
+    """
+    return json_answer(await services.exporting.entry(model))
 
 
 @router.get("/{model}/wait", operation_id="waitForDeployment", response_model=Deployment, responses=responses())
