@@ -102,6 +102,11 @@ class TritonSettings(_Group):
 
     servers: tuple[TritonServerSettings, ...] = Field(default=(), description="Servers that run elsewhere.")
     embedded: bool = Field(default=False, description="Start and supervise an embedded Triton.")
+    root: Path | None = Field(
+        default=None,
+        description="Embedded: folder `tritonserver` of another unpacked Triton (with bin, backends and lib), to run "
+        "instead of that of the wheel nvidia-pytriton.",
+    )
     restrict_control: bool = Field(
         default=True,
         description="Embedded: require a key that only this control plane has for loads, unloads, trace "

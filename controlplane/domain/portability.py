@@ -11,7 +11,8 @@ not tested by running the backend. Operators are not compared, for either format
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import groupby
 
@@ -150,6 +151,25 @@ def embedded_target(packages: Mapping[str, str], name: str = EMBEDDED) -> Target
     limits = limits_of_runtime(packages["onnxruntime"]) if "onnxruntime" in packages else None
     return Target(
         name, f"the embedded server ({runs})", limits, libtorch=False, backends=frozenset(packages) | {"python"}
+    )
+
+
+def with_native_backends(target: Target, native: AbstractSet[str], release: str) -> Target:
+    """Return the target for an embedded server some of whose backends are Triton's own.
+
+    Args:
+        target: The target for an embedded server without such backends.
+        native: Names of its own backends.
+        release: Release of NVIDIA's images that has its version; empty if unknown.
+    """
+    if not native:
+        return target
+    return replace(
+        target,
+        runs=f"the embedded server, with Triton's own backends {', '.join(sorted(native))}",
+        onnx=limits_of_release(release) if "onnxruntime" in native else target.onnx,
+        libtorch="pytorch" in native,
+        backends=(target.backends or frozenset()) | native,
     )
 
 

@@ -23,6 +23,7 @@ from controlplane.servers.health import ServerHealth
 from controlplane.servers.server import ManagedServer
 from controlplane.servers.snapshot import ServerSnapshot
 from controlplane.triton.code_settings import code_settings
+from controlplane.triton.embedded.backend_directory import native_backends
 from controlplane.triton.embedded.runtime_versions import processor, runtime_version
 from controlplane.triton.instance_groups import Gpus, asked_gpus
 
@@ -194,7 +195,8 @@ class TrackedServer:
         if embedded is None:
             version += f", server {self.managed.id}"  # its backends and its processor are not known
         else:
-            runtime = runtime_version(backend)
+            native = backend in native_backends(embedded.backends)  # the name of the directory is their digest
+            runtime = "native" if native else runtime_version(backend)
             if not runtime or not embedded.backends.name:
                 return None
             version += f", {embedded.backends.name}, {runtime}, {processor()}"

@@ -6,7 +6,7 @@ from typing import Any
 from controlplane.domain.manifest import Manifest
 from controlplane.domain.model_directory import version_files
 from controlplane.servers.server import ManagedServer
-from controlplane.triton.embedded.installation import backend_names
+from controlplane.triton.embedded.backend_directory import backend_names
 from controlplane.triton.model_directory import MODEL_FILES
 
 

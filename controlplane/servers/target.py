@@ -1,8 +1,9 @@
 """What a server runs versions with, as far as it is observed or declared: the target for `domain.portability`."""
 
 from controlplane.domain.advisories import release_of
-from controlplane.domain.portability import Target, embedded_target, image_target
+from controlplane.domain.portability import Target, embedded_target, image_target, with_native_backends
 from controlplane.servers.server import ManagedServer
+from controlplane.triton.embedded.backend_directory import native_backends
 from controlplane.triton.embedded.runtime_versions import packages
 
 OTHER_IMAGE = "other"
@@ -18,7 +19,8 @@ def target_of(server: ManagedServer, triton_version: str) -> Target:
         triton_version: The version that it reports; empty if it was not observed.
     """
     if server.embedded is not None:
-        return embedded_target(packages(), server.name)
+        native, release = native_backends(server.embedded.backends), release_of(triton_version)
+        return with_native_backends(embedded_target(packages(), server.name), native, release)
     if server.image == OTHER_IMAGE:
         return Target(server.name, "a Triton with unknown backends (its setting `image` is other)")
     release = server.image or release_of(triton_version)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from controlplane.domain.deployment import DeploymentSettings
 from controlplane.settings import TritonSettings
-from controlplane.triton.embedded.installation import assemble_backends, find_installation
+from controlplane.triton.embedded.backend_directory import assemble_backends
+from controlplane.triton.embedded.installation import find_installation
 from controlplane.triton.embedded.server import EmbeddedTriton
 
 _INITIALIZE = "        self._model = Model(args)\n"

@@ -22,6 +22,7 @@ from controlplane.sandbox import find_sandbox
 from controlplane.settings import TritonSettings
 from controlplane.triton.client import TritonClient
 from controlplane.triton.embedded import installation
+from controlplane.triton.embedded.backend_directory import assemble_backends
 from controlplane.triton.embedded.server import EmbeddedTriton
 from controlplane.triton.model_config import build_config
 from controlplane.triton.repository import ModelRepository
@@ -228,11 +229,11 @@ async def test_stub_that_cannot_start_is_detected_before_a_load(
 
 def test_the_backend_directory_is_assembled_once(tmp_path: Path) -> None:
     found = installation.find_installation()
-    folder = installation.assemble_backends(found, tmp_path)
+    folder = assemble_backends(found, tmp_path)
     assert (folder / "onnxruntime" / "model.py").is_file()
     assert (folder / "pytorch" / "backend_requests.py").is_file()
     assert os.access(folder / "python" / "triton_python_backend_stub", os.X_OK)
     (folder / "mark").touch()
-    assert installation.assemble_backends(found, tmp_path) == folder
+    assert assemble_backends(found, tmp_path) == folder
     assert (folder / "mark").exists()
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]

@@ -4,7 +4,6 @@ import os
 import shutil
 import socket
 import stat
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -65,7 +64,7 @@ def examine(session: Session, settings: Settings) -> Iterator[Finding]:
     yield _python()
     yield from _packages()
     yield _glibc()
-    yield _triton()
+    yield _triton(settings.triton.root)
     yield _folder(settings.data_dir)
     yield _space(settings.data_dir)
     record = None if session.url else UpRecord.read(settings.data_dir)
@@ -119,28 +118,21 @@ def _glibc() -> Finding:
     return Finding("glibc", "ok", number)
 
 
-def _triton() -> Finding:
-    from controlplane.triton.embedded.installation import find_installation
+def _triton(root: Path | None) -> Finding:
+    from controlplane.triton.embedded.installation import find_installation, read_version
 
     fix = "pip install 'triton-control-plane[embedded]', or run Triton elsewhere and use `tritonctl serve`"
+    if root is not None:
+        fix = "set CONTROLPLANE_TRITON__ROOT to the folder `tritonserver` of a complete Triton, or unset it"
     try:
-        installation = find_installation()
-        result = subprocess.run(
-            [installation.binary, "--help"],
-            env=installation.environment,
-            capture_output=True,
-            timeout=30,
-            check=False,
-        )
+        installation = find_installation(root)
     except ControlPlaneError as error:
-        return Finding("triton", "warn", error.message, fix)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding("triton", "fail", f"the binary does not start: {error}", fix)
-    if b"tritonserver" not in result.stdout + result.stderr:
-        last = (result.stderr or result.stdout).decode(errors="replace").strip().splitlines()
-        reason = last[-1] if last else f"exit code {result.returncode}"
-        return Finding("triton", "fail", f"the binary does not start: {reason}", fix)
-    return Finding("triton", "ok", f"{installation.binary} starts")
+        return Finding("triton", "warn" if root is None else "fail", error.message, fix)
+    try:
+        found = read_version(installation)
+    except ControlPlaneError as error:
+        return Finding("triton", "fail", error.message, fix)
+    return Finding("triton", "ok", f"{found} in {installation.root}; its Python backend starts")
 
 
 def _folder(data_dir: Path) -> Finding:

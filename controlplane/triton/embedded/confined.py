@@ -41,7 +41,7 @@ def prepare(
             folder.mkdir(mode=0o700)
             sandbox.give(folder)
     return View(
-        read=(*read, *installation.libraries, *installation.preloaded),
+        read=(*read, installation.root, *installation.libraries, *installation.preloaded),
         mounts={TEMPORARY: temporary, _SHARED_MEMORY: shared},
         devices=True,
         network=True,

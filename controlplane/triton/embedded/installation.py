@@ -1,33 +1,44 @@
-"""Finds Triton's binary and assembles its backend directory."""
+"""Finds Triton's server and its Python backend: those of the wheel nvidia-pytriton, or of another unpacked Triton."""
 
-import compileall
-import hashlib
 import os
-import shutil
+import re
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from controlplane.errors import TritonStartError
 
-BACKENDS = Path(__file__).parent / "backends"
-"""Our Python-based backends: Triton falls back from `NAME/libtriton_NAME.so` to `NAME/model.py`."""
-SHARED = "backend_requests.py"
-"""Their common module; it is copied beside each `model.py`, because a stub cannot import the rest of this package."""
+_VERSION_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """Paths of the parts of the `nvidia-pytriton` wheel."""
+    """Paths of the parts of a Triton.
 
-    binary: Path
-    python_backend: Path
+    Attributes:
+        root: Its folder `tritonserver`, with `bin` and `backends`.
+        stub: The stub of its Python backend for the running Python.
+        libraries: Folders of the shared libraries that the server and its stubs need.
+    """
+
+    root: Path
     stub: Path
     libraries: tuple[Path, ...]
+
+    @property
+    def binary(self) -> Path:
+        """Return the server's program."""
+        return self.root / "bin" / "tritonserver"
+
+    @property
+    def python_backend(self) -> Path:
+        """Return the folder of the Python backend."""
+        return self.root / "backends" / "python"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -75,12 +86,21 @@ _KEPT_PREFIXES = (
 )
 
 
-def find_installation() -> Installation:
-    """Find the wheel's server and check that its stub can start.
+def find_installation(root: Path | None = None) -> Installation:
+    """Find the server and check that its stub can start.
+
+    Args:
+        root: The folder `tritonserver` of an unpacked Triton; None for that of the wheel nvidia-pytriton.
 
     Raises:
-        TritonStartError: The wheel is missing, has no stub for this Python, or the stub cannot be started.
+        TritonStartError: A part is missing, there is no stub for this Python, or the stub cannot be started.
     """
+    found = _wheel() if root is None else _unpacked(root.expanduser().absolute())
+    _check_stub(found)
+    return found
+
+
+def _wheel() -> Installation:
     spec = find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
         raise TritonStartError(
@@ -89,25 +109,57 @@ def find_installation() -> Installation:
         )
     package = Path(next(iter(spec.submodule_search_locations)))
     root = package / "tritonserver"
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    found = Installation(
-        binary=root / "bin" / "tritonserver",
-        python_backend=root / "backends" / "python",
-        stub=root / "python_backend_stubs" / version / "triton_python_backend_stub",
-        libraries=_libraries(package.parent),
-    )
-    for path, what in ((found.binary, "server binary"), (found.stub, f"Python backend stub for Python {version}")):
+    stub = _own_stub(root)
+    found = Installation(root, stub, _libraries(package.parent / "nvidia_pytriton.libs"))
+    for path, what in ((found.binary, "server binary"), (stub, f"Python backend stub for Python {_python()}")):
         if not path.is_file():
             raise TritonStartError(f"nvidia-pytriton has no {what} at {path}; reinstall it", path=str(path))
-    _check_stub(found)
     return found
 
 
-def _libraries(site_packages: Path) -> tuple[Path, ...]:
+def _unpacked(root: Path) -> Installation:
+    """Return another Triton, as NVIDIA's images have it in ``/opt/tritonserver``."""
+    own, shipped = _own_stub(root), root / "backends" / "python" / _STUB
+    found = Installation(root, own if own.is_file() else shipped, _libraries(root / "lib"))
+    for path, what in (
+        (found.binary, "server binary"),
+        (found.python_backend / "libtriton_python.so", "Python backend"),
+        (found.stub, "Python backend stub"),
+    ):
+        if not path.is_file():
+            raise TritonStartError(
+                f"{root} has no {what}: {path.relative_to(root)} is missing; set CONTROLPLANE_TRITON__ROOT to the "
+                "folder `tritonserver` of an unpacked Triton, which contains bin, backends and lib",
+                path=str(path),
+            )
+    built_for = _LIBPYTHON.search(found.stub.read_bytes())
+    if found.stub == shipped and built_for and built_for[1].decode() != _python():
+        raise TritonStartError(
+            f"the Python backend stub of {root} is for Python {built_for[1].decode()}, and this is Python {_python()}; "
+            f"run tritonctl with Python {built_for[1].decode()}, or put a stub for {_python()} at {own}",
+            path=str(shipped),
+        )
+    return found
+
+
+_STUB = "triton_python_backend_stub"
+_LIBPYTHON = re.compile(rb"libpython(3\.\d+)\.so")
+
+
+def _python() -> str:
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def _own_stub(root: Path) -> Path:
+    """Return where the wheel has the stub for the running Python."""
+    return root / "python_backend_stubs" / _python() / _STUB
+
+
+def _libraries(own: Path) -> tuple[Path, ...]:
     configured = sysconfig.get_config_var("LIBDIR")
     # Relocatable Pythons (uv's) have the LIBDIR of the machine that built them; the base prefix is always right.
     candidates = [Path(str(configured))] if configured else []
-    candidates += [Path(sys.base_prefix) / "lib", site_packages / "nvidia_pytriton.libs"]
+    candidates += [Path(sys.base_prefix) / "lib", own]
     return tuple(dict.fromkeys(path for path in candidates if path.is_dir()))
 
 
@@ -127,41 +179,41 @@ def _check_stub(installation: Installation) -> None:
         )
 
 
-def backend_names(backends: Path) -> frozenset[str]:
-    """Return the backends in a backend directory; empty if it is not known yet."""
-    return frozenset(path.name for path in backends.iterdir() if path.is_dir()) if backends.name else frozenset()
+def read_version(installation: Installation) -> str:
+    """Return Triton's version: from the file `TRITON_VERSION` that NVIDIA's images have, or from the server's log.
 
-
-def assemble_backends(installation: Installation, folder: Path) -> Path:
-    """Create the backend directory under `folder`, once for each content, and return it.
-
-    The directory is created by one rename, so that neither a concurrent process nor a kill leaves it incomplete.
+    Raises:
+        TritonStartError: The server does not start; the message contains the last line that it wrote.
     """
-    ours = sorted(path for path in BACKENDS.glob("*/model.py"))
-    digest = hashlib.sha256(str(installation.stub).encode())
-    library = (installation.python_backend / "libtriton_python.so").stat()
-    digest.update(f"{library.st_size} {library.st_mtime_ns}".encode())
-    digest.update((BACKENDS / SHARED).read_bytes())
-    for path in ours:
-        digest.update(path.parent.name.encode() + path.read_bytes())
-    target = folder / f"backends-{digest.hexdigest()[:16]}"
-    if target.is_dir():
-        return target
-    folder.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=".backends-", dir=folder))
-    ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(installation.python_backend, building / "python", ignore=ignore)
-    shutil.copy2(installation.stub, building / "python" / installation.stub.name)
-    for path in ours:
-        shutil.copytree(path.parent, building / path.parent.name, ignore=ignore)
-        shutil.copy2(BACKENDS / SHARED, building / path.parent.name / SHARED)
-    # The server cannot write to its backend directory; without these files, each load would compile the modules again.
-    compileall.compile_dir(building, quiet=2)
-    building.chmod(0o755)
-    try:
-        building.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
-        shutil.rmtree(building)  # another process was first, with the same content
-    return target
+    written = installation.root / "TRITON_VERSION"
+    if written.is_file():
+        return written.read_text().strip()
+    with tempfile.TemporaryDirectory() as empty:
+        options = ["--model-control-mode=explicit", "--allow-http=0", "--allow-grpc=0", "--allow-metrics=0"]
+        try:
+            server = subprocess.Popen(
+                [installation.binary, f"--model-repository={empty}", "--exit-timeout-secs=0", *options],
+                env=installation.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+        except OSError as error:
+            raise TritonStartError(f"{installation.binary} cannot be started: {error.strerror}") from error
+        watchdog = threading.Timer(_VERSION_SECONDS, server.kill)
+        last = b""
+        with server:
+            watchdog.start()
+            try:
+                assert server.stdout is not None
+                for line in server.stdout:
+                    if found := _SERVER_VERSION.match(line):
+                        return found[1].decode()
+                    last = line.strip() or last
+            finally:
+                watchdog.cancel()
+                server.kill()
+    raise TritonStartError(f"{installation.binary} does not start: {last.decode(errors='replace') or 'no output'}")
+
+
+_SERVER_VERSION = re.compile(rb"\|\s*server_version\s*\|\s*(\S+)")

@@ -19,8 +19,9 @@ from controlplane.sandbox import Sandbox, find_sandbox
 from controlplane.settings import TritonSettings
 from controlplane.triton.client import CONTROL_HEADER, TritonClient, TritonTimeouts
 from controlplane.triton.embedded import launcher
+from controlplane.triton.embedded.backend_directory import assemble_backends
 from controlplane.triton.embedded.confined import clean_shared_memory, environment, prepare
-from controlplane.triton.embedded.installation import Installation, assemble_backends, find_installation
+from controlplane.triton.embedded.installation import Installation, find_installation
 from controlplane.triton.embedded.processes import (
     InstanceMemory,
     children_of,
@@ -180,7 +181,7 @@ class EmbeddedTriton:
         self._stopping.clear()
         self.state, self.message = ServerState.STARTING, "starting"
         try:
-            self._installation = await asyncio.to_thread(find_installation)
+            self._installation = await asyncio.to_thread(find_installation, self._settings.root)
             self.backends = await asyncio.to_thread(assemble_backends, self._installation, self._run_dir)
             self._sandbox = self._sandbox or await asyncio.to_thread(find_sandbox)
             self.repository.mkdir(parents=True, exist_ok=True)
