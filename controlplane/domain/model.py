@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from controlplane.domain.manifest import Format, Sha256
 from controlplane.domain.names import Reference
-from controlplane.errors import NotFoundError
+from controlplane.errors import AlreadyExistsError, ConflictError, NotFoundError
 
 
 class VersionEntry(BaseModel):
@@ -60,6 +60,32 @@ class ModelHead(BaseModel):
     def next_number(self) -> int:
         """The number of the next version. Numbers are never reused, not even after a deletion."""
         return self.versions[-1].number + 1 if self.versions else 1
+
+    def require_free(self, number: int) -> None:
+        """Check that a new version can have a number.
+
+        Raises:
+            AlreadyExistsError: A version has this number.
+            ConflictError: The number is below the next one, or was that of a deleted version.
+        """
+        if number >= self.next_number:
+            return
+        name, taken = f"{self.name}:{number}", {entry.number: entry for entry in self.versions}.get(number)
+        hint = f"use {self.next_number} or a higher number, or omit the number"
+        if taken is None:
+            raise ConflictError(
+                f"{name} cannot be published: versions have ascending numbers, and the newest is "
+                f"{self.next_number - 1}; {hint}",
+                model=self.name,
+                version=number,
+            )
+        if taken.deleted:
+            raise ConflictError(
+                f"{name} cannot be published: it was deleted, and a number is not used again; {hint}",
+                model=self.name,
+                version=number,
+            )
+        raise AlreadyExistsError(f"{name} exists with other content; {hint}", model=self.name, version=number)
 
     @property
     def newest_servable(self) -> VersionEntry | None:

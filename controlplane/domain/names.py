@@ -21,6 +21,8 @@ _ALIAS = re.compile(r"[a-z][a-z0-9_-]*")
 _COMPARED = 500
 """Maximum number of names that are compared for a suggestion."""
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
+VERSION_MAX = 999_999_999
+"""The largest version number, which has as many digits as a reference allows."""
 LATEST = "latest"
 
 CANDIDATE_SUFFIX = "~candidate"

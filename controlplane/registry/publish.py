@@ -56,6 +56,7 @@ class Publisher:
         actor: str,
         reason: str = "",
         aliases: Sequence[str] = (),
+        number: int | None = None,
         commit_id: str | None = None,
         progress: ProgressCallback | None = None,
     ) -> VersionEntry:
@@ -68,6 +69,7 @@ class Publisher:
             actor: The author of the commit.
             reason: Why, for the history.
             aliases: Aliases to point at the new version, moved in the same commit.
+            number: Number of the version, not below the model's next one; None takes the next one.
             commit_id: Makes a publish idempotent: a version that was already published with this id is returned.
             progress: Receives the number of bytes transferred, including those that already existed.
 
@@ -75,6 +77,7 @@ class Publisher:
             InvalidInputError: A blob is neither in the store nor given, or the manifest does not survive a JSON round
                 trip.
             DigestMismatchError: A local file does not match its digest.
+            ConflictError: The number is taken or below the model's next one.
         """
         validate_model_name(model)
         for alias in aliases:
@@ -91,7 +94,7 @@ class Publisher:
             self._upload_missing(manifest, files, progress)
             self._blobs.put_bytes(document)
             entry = self._commit(
-                model, manifest, manifest_digest, actor, reason, aliases, commit_id or uuid.uuid4().hex
+                model, manifest, manifest_digest, actor, reason, aliases, number, commit_id or uuid.uuid4().hex
             )
             if not self._stands(intent):
                 self._make_whole(model, entry, manifest, document, files, actor)
@@ -203,14 +206,17 @@ class Publisher:
         actor: str,
         reason: str,
         aliases: Sequence[str],
+        number: int | None,
         commit_id: str,
     ) -> VersionEntry:
         def add(head: ModelHead | None) -> tuple[ModelHead, str] | None:
             head = head or ModelHead(name=model)
             if _published(head, commit_id) is not None:
                 return None
+            if number is not None:
+                head.require_free(number)
             entry = VersionEntry(
-                number=head.next_number,
+                number=number or head.next_number,
                 manifest=manifest_digest,
                 format=manifest.format,
                 size_bytes=manifest.size_bytes,

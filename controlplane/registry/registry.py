@@ -181,6 +181,7 @@ class Registry:
         actor: str,
         reason: str = "",
         aliases: Sequence[str] = (),
+        number: int | None = None,
         commit_id: str | None = None,
         progress: ProgressCallback | None = None,
     ) -> VersionEntry:
@@ -192,6 +193,7 @@ class Registry:
             actor=actor,
             reason=reason,
             aliases=aliases,
+            number=number,
             commit_id=commit_id,
             progress=progress,
         )

@@ -50,6 +50,7 @@ class PublishCommand:
     actor: str
     asker: Principal | None
     upload_id: str
+    number: int | None = None
     format: Format | None = None
     signature: Signature | None = None
     batched: bool | None = None
@@ -108,13 +109,14 @@ class Publishing:
             InvalidInputError: A name is not valid, the upload has no such samples file, or it has no other file.
             InvalidArtifactError: The upload is a model directory with several version folders.
             NotFoundError: The upload does not exist.
-            ConflictError: The upload is not complete.
+            ConflictError: The upload is not complete, or the number is below the model's next one and unused.
         """
         validate_model_name(command.model)
         for alias in command.aliases:
             validate_alias(alias)
         upload = await self._uploads.whole(command.upload_id)
         files, samples = split_samples(upload, command.samples)
+        await asyncio.to_thread(self._require_number, command)
         stored = as_stored(files, command.format)
 
         async def work(reporter: Reporter) -> dict[str, Any]:
@@ -184,6 +186,7 @@ class Publishing:
                     actor=command.actor,
                     reason=command.reason,
                     aliases=command.aliases,
+                    number=command.number,
                     progress=reporter.moved,
                 )
             )
@@ -214,18 +217,23 @@ class Publishing:
         }
 
     def _unchanged(self, command: PublishCommand, manifest: Manifest, local: dict[str, Path]) -> VersionEntry | None:
-        """Return the newest version if the publication would repeat it, and move the aliases to it. Blocks.
+        """Return the version that the publication would repeat, and move the aliases to it. Blocks.
+
+        It is the version with the publication's number, or the newest one.
 
         Outputs for generated samples are not compared, because their last digits may differ. Blobs that are missing or
         damaged in the store are written again.
         """
         try:
-            newest = self._registry.get_model(command.model).live_versions[-1:]
+            versions = self._registry.get_model(command.model).live_versions
         except NotFoundError:
             return None
-        if not newest:
+        if command.number is not None:
+            versions = tuple(entry for entry in versions if entry.number == command.number)
+        if not versions:
             return None
-        present = self._registry.manifest(command.model, newest[0].number)
+        entry = versions[-1]
+        present = self._registry.manifest(command.model, entry.number)
         # pydantic's `exclude` does not accept False for "keep it".
         left_out = {"golden": {"file"}} if command.samples is None else None
         ours, theirs = (one.model_dump(exclude=left_out) for one in (manifest, present))
@@ -233,8 +241,19 @@ class Publishing:
             return None
         self._registry.ensure_blobs(command.model, manifest, local)
         for alias in command.aliases:
-            self._registry.set_alias(command.model, alias, newest[0].number, actor=command.actor, reason=command.reason)
-        return newest[0]
+            self._registry.set_alias(command.model, alias, entry.number, actor=command.actor, reason=command.reason)
+        return entry
+
+    def _require_number(self, command: PublishCommand) -> None:
+        """Refuse early a number that no content can have; of a version that exists, the content is compared later."""
+        if command.number is None:
+            return
+        try:
+            head = self._registry.get_model(command.model)
+        except NotFoundError:
+            return
+        if command.force or all(entry.number != command.number for entry in head.live_versions):
+            head.require_free(command.number)
 
     async def _learn(
         self, command: PublishCommand, artifact: Path, given: tuple[Sample, ...], reporter: Reporter

@@ -53,8 +53,8 @@ def test_repository_is_imported_once(cli: Cli, repository: Path) -> None:
     first = results(cli, repository, code=7)
     assert first == {
         **refused,
-        ("import-onnx", 3): ("imported", 1),
-        ("import-onnx", 11): ("imported", 2),
+        ("import-onnx", 3): ("imported", 3),
+        ("import-onnx", 11): ("imported", 11),
         ("import-python", 1): ("imported", 1),
     }
     again = results(cli, repository, code=7)
@@ -69,6 +69,24 @@ def test_changed_version_is_imported_as_a_new_one(cli: Cli, tmp_path: Path) -> N
     assert results(cli, tmp_path, code=0) == {("changing", 1): ("imported", 1)}
     write(tmp_path / "changing", directories.scaling(2.0))
     assert results(cli, tmp_path, code=0) == {("changing", 1): ("imported", 2)}
+    write(tmp_path / "changing", directories.scaling(3.0))
+    assert "published under another number: changing:1 exists with other content" in cli.ok("import", tmp_path).out
+    assert results(cli, tmp_path, code=0) == {("changing", 1): ("unchanged", 3)}
+
+
+def test_number_that_the_registry_cannot_give_is_replaced(cli: Cli, tmp_path: Path) -> None:
+    write(tmp_path / "numbered", directories.scaling(1.0) | {"20240115/model.py": b"pass"})
+    assert results(cli, tmp_path, code=0) == {
+        ("numbered", 1): ("imported", 1),
+        ("numbered", 20240115): ("imported", 20240115),
+    }
+    write(tmp_path / "numbered", {"7/model.py": b"7", "1700000000/model.py": b"17"})
+    rows = results(cli, tmp_path, code=0)
+    assert rows["numbered", 7] == ("imported", 20240116)
+    assert rows["numbered", 1700000000] == ("imported", 20240117)
+    pushed = cli("push", "numbered", tmp_path / "numbered", "--version", 7, "--number", 9)
+    assert pushed.code == 5
+    assert "versions have ascending numbers, and the newest is 20240117; use 20240118" in pushed.err
 
 
 def test_folder_without_models_is_refused(cli: Cli, tmp_path: Path) -> None:

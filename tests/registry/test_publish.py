@@ -6,7 +6,9 @@ import pytest
 from controlplane.domain.manifest import Format, GoldenSamples, Lineage
 from controlplane.domain.samples import Sample, encode_samples
 from controlplane.errors import (
+    AlreadyExistsError,
     CommitOutcomeUnknownError,
+    ConflictError,
     DigestMismatchError,
     InvalidInputError,
     InvalidNameError,
@@ -124,6 +126,28 @@ def test_publish_repeated_with_its_commit_id_returns_the_same_version(registry: 
     publish(registry, tmp_path, b"2")
     assert registry.publish("m", manifest, files, actor="a", commit_id="job-1") == first
     assert registry.publish("m", manifest, files, actor="a", commit_id="job-2").number == 3
+
+
+def test_number_is_given_and_never_used_twice(registry: Registry, tmp_path: Path) -> None:
+    manifest, files = artifact(tmp_path / "a", model=b"1")
+
+    def numbered(number: int | None, commit_id: str | None = None) -> int:
+        return registry.publish("m", manifest, files, actor="a", number=number, commit_id=commit_id).number
+
+    assert [numbered(3), numbered(11, "job"), numbered(None)] == [3, 11, 12]
+    assert numbered(11, "job") == 11, "a repeated publish finds its version"
+    with pytest.raises(AlreadyExistsError, match="m:3 exists with other content; use 13 or a higher number"):
+        numbered(3)
+    with pytest.raises(ConflictError, match="the newest is 12; use 13"):
+        numbered(5)
+    registry.delete_version("m", 12, actor="a")
+    with pytest.raises(ConflictError, match="it was deleted, and a number is not used again"):
+        numbered(12)
+    registry.delete_model("m", actor="a")
+    with pytest.raises(ConflictError, match="m:3 cannot be published: it was deleted"):
+        numbered(3)
+    assert numbered(20) == 20
+    assert [entry.number for entry in registry.get_model("m").live_versions] == [20]
 
 
 def test_unknown_outcome_keeps_the_blobs_and_a_retry_resolves_it(store: ObjectStore, tmp_path: Path) -> None:

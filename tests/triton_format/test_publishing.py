@@ -69,6 +69,12 @@ def test_same_directory_under_another_number_is_unchanged(root: Api) -> None:
     assert publish(root, "same", directories.onnx(folder=1))["version"] == 1
     again = publish(root, "same", directories.onnx(folder=20))
     assert (again["unchanged"], again["version"]) == (True, 1)
+    other = publish(root, "same", directories.onnx(3.0), number=5)
+    assert (other["unchanged"], other["version"]) == (False, 5)
+    again = publish(root, "same", directories.onnx(folder=20), number=1)
+    assert (again["unchanged"], again["version"]) == (True, 1), "compared with the version of that number"
+    assert "same:1 exists with other content; use 6" in refused(root, "same", directories.onnx(3.0), number=1)
+    assert "the newest is 5; use 6" in refused(root, "same", directories.onnx(4.0), number=2)
     manifest = root.ok(root.http.get("/v1/models/same/versions/1"))["manifest"]
     assert sorted(file["path"] for file in manifest["files"]) == [
         "1/model.onnx",

@@ -9,6 +9,7 @@ from controlplane.api.schemas.models import Labels, Reason
 from controlplane.domain.conditions import Condition
 from controlplane.domain.manifest import FilePath, Format, Manifest
 from controlplane.domain.model import VersionEntry
+from controlplane.domain.names import VERSION_MAX
 from controlplane.domain.portability import TargetReport
 from controlplane.domain.report import VersionReport
 from controlplane.domain.signature import Signature
@@ -111,6 +112,13 @@ class PublishRequest(BaseModel):
     )
 
     upload_id: str = Field(max_length=64, description="The upload with the files.")
+    number: int | None = Field(
+        default=None,
+        ge=1,
+        le=VERSION_MAX,
+        description="Number of the version; null: the model's next number. A higher number leaves a gap; a lower one is "
+        "refused, unless its version has the same content.",
+    )
     format: Format | None = Field(default=None, description="Format of the model; null: detected.")
     signature: Signature | None = Field(
         default=None,

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from controlplane.cli.session import Session, command
+from controlplane.domain.names import VERSION_MAX
 
 PANEL = "Publish and convert"
 
@@ -123,6 +124,16 @@ def push(
             show_default=False,
         ),
     ] = None,
+    number: Annotated[
+        int | None,
+        typer.Option(
+            "--number",
+            min=1,
+            max=VERSION_MAX,
+            help="Number of the new version. Default: the model's next number.",
+            show_default=False,
+        ),
+    ] = None,
     trust: TrustOption = False,
     direct: Annotated[
         bool,
@@ -177,6 +188,7 @@ def push(
         direct=direct,
         force=force,
         version_folder=version_folder(source, version),
+        number=number,
     )
     out = session.out()
     if sign_key is not None:

@@ -10,13 +10,16 @@ from controlplane.cli.progress import Bar
 from controlplane.cli.references import fetch_version
 from controlplane.cli.workflows.push import PublishOptions, publish
 from controlplane.cli.workflows.upload import fingerprint
-from controlplane.client.errors import ClientError, NotRunningError
+from controlplane.client.errors import ClientError, NotRunningError, OperationFailedError
 from controlplane.client.http import Client, segment
 from controlplane.client.models import Version
 from controlplane.domain.model_directory import CONFIG_FILE, stored_path, version_folders
-from controlplane.domain.names import Reference, validate_model_name
+from controlplane.domain.names import VERSION_MAX, Reference, validate_model_name
 from controlplane.errors import ControlPlaneError, InvalidArtifactError, InvalidInputError, NotFoundError
 from controlplane.triton.model_directory import read_model_directory
+
+_REFUSED_NUMBER = frozenset({"conflict", "already-exists"})
+"""Codes of a publication that cannot have the number of its folder."""
 
 Content = frozenset[tuple[str, str]]
 """The files of a version: path and SHA-256."""
@@ -135,10 +138,36 @@ def _import_version(
     if dry_run:
         needs = f"contains code, so the key needs the scope code: {found.code}" if found.code else ""
         return Row(folder.name, number, "would import", message="; ".join(filter(None, (needs, *found.notes))))
-    result = publish(client, folder.name, folder, replace(options, version_folder=number), data_dir, out)
-    notes = (f"needs something: {result['missing']}" if result.get("missing") else "", *result.get("warnings", ()))
+    result, why = _publish(client, folder, number, known, options, data_dir, out)
+    notes = (f"needs something: {result['missing']}" if result.get("missing") else "", why, *result.get("warnings", ()))
     state = "unchanged" if result.get("unchanged") else "imported"
     return Row(folder.name, number, state, int(result["version"]), "; ".join(filter(None, notes)))
+
+
+def _publish(
+    client: Client,
+    folder: Path,
+    number: int,
+    known: Mapping[Content, int],
+    options: PublishOptions,
+    data_dir: Path,
+    out: Output,
+) -> tuple[dict[str, Any], str]:
+    """Publish a version under its folder's number, or under the next one with the reason for that."""
+    options = replace(options, version_folder=number)
+    if number > VERSION_MAX:
+        why = f"{number} is above the limit of {VERSION_MAX}"
+    elif number in known.values():
+        why = f"{folder.name}:{number} exists with other content"
+    else:
+        try:
+            return publish(client, folder.name, folder, replace(options, number=number), data_dir, out), ""
+        except (ClientError, OperationFailedError) as error:
+            if error.code not in _REFUSED_NUMBER:
+                raise
+            why = error.message.partition(";")[0]
+    result = publish(client, folder.name, folder, options, data_dir, out)
+    return result, f"published under another number: {why}"
 
 
 def _known(client: Client, model: str) -> dict[Content, int]:

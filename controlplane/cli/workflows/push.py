@@ -47,10 +47,12 @@ class PublishOptions:
     direct: bool = False
     force: bool = False
     version_folder: int | None = None
+    number: int | None = None
 
     def body(self) -> dict[str, Any]:
         """Return the request's fields that were given."""
         given = {
+            "number": self.number,
             "format": self.format,
             "signature": self.signature,
             "batched": self.batched,
