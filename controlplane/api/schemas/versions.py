@@ -116,8 +116,8 @@ class PublishRequest(BaseModel):
         default=None,
         ge=1,
         le=VERSION_MAX,
-        description="Number of the version; null: the model's next number. A higher number leaves a gap; a lower one is "
-        "refused, unless its version has the same content.",
+        description="Number of the version; null: the model's next number. A higher number leaves a gap; a lower one "
+        "is refused, unless its version has the same content.",
     )
     format: Format | None = Field(default=None, description="Format of the model; null: detected.")
     signature: Signature | None = Field(
