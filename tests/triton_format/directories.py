@@ -99,6 +99,29 @@ def repeating() -> dict[str, bytes]:
     return python(body, "model_transaction_policy { decoupled: true }\n")
 
 
+def held_back() -> dict[str, bytes]:
+    """A decoupled Python model: it answers the first element at once, and the others after a negative number came."""
+    body = (
+        "    def initialize(self, args):\n"
+        "        self.held = []\n\n"
+        "    def execute(self, requests):\n"
+        "        for request in requests:\n"
+        "            sender, values = request.get_response_sender(), tensor(request)\n"
+        "            sender.send(answer(values[:1]))\n"
+        "            self.held.append((sender, values[1:]))\n"
+        "            if values[0] <= 0:\n"
+        "                self.release()\n"
+        "        return None\n\n"
+        "    def release(self):\n"
+        "        for sender, values in self.held:\n"
+        "            for value in values:\n"
+        "                sender.send(answer(np.array([value])))\n"
+        "            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)\n"
+        "        self.held = []\n"
+    )
+    return python(body, "model_transaction_policy { decoupled: true }\n")
+
+
 def named(backend: str, file: str) -> dict[str, bytes]:
     """An entry of a backend that the embedded server does not have."""
     config = (
