@@ -224,6 +224,9 @@ class ControlPlane:
             drain_seconds=settings.gateway.drain_timeout_seconds,
             gateway=self.gateway,
             private=[server.name for server in servers if server.private],
+            sequence_seconds=lambda model: (
+                settings.gateway.sequence_timeout_seconds if reconciler.takes_sequences(model) else 0.0
+            ),
         )
         stack.push_async_callback(peers.stop)
         await peers.start()

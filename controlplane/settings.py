@@ -421,6 +421,11 @@ class GatewaySettings(_Group):
     drain_timeout_seconds: float = Field(
         default=10.0, ge=0, description="Maximum time that an unload waits for requests in flight."
     )
+    sequence_timeout_seconds: float = Field(
+        default=60.0,
+        ge=0,
+        description="Maximum time that an unload of a model with sequence batching also waits for open sequences.",
+    )
     queue_max_requests_per_model: int = Field(default=1000, ge=0, description="Maximum queued requests for one model.")
     queue_max_requests: int = Field(default=4000, ge=0, description="Maximum queued requests for all models.")
     queue_max_bytes_per_model: int = Field(

@@ -215,8 +215,10 @@ class Gateway:
         with self._open_routes.without(server, model):
             slot = self._applied.models.get(model)
             await self._apply()
-            async with waiting_at_most(self._settings.drain_timeout_seconds, server, model):
+            patience = self._settings.sequence_timeout_seconds if self._reconciler.takes_sequences(model) else 0.0
+            async with waiting_at_most(patience + self._settings.drain_timeout_seconds, server, model):
                 await self._started()
+                await self._sequences_ended(server, model, patience)
                 await self._drained(server, model, slot)
                 await others()
             yield
@@ -283,6 +285,7 @@ class Gateway:
         routes = {
             model: replace(route, servers=tuple(self._keys[server] for server in route.servers))
             for model, route in inputs.routes.items()
+            if route.sequence_idle_seconds is None  # HAProxy cannot read which sequence a request belongs to
         }
         return tables.arrange(self._applied, routes, inputs.direct, inputs.splits)
 
@@ -331,6 +334,15 @@ class Gateway:
         if self._haproxy is not None and not self._haproxy.settled.is_set():
             await self._haproxy.settled.wait()
             await self._apply()
+
+    async def _sequences_ended(self, server: str, model: str, seconds: float) -> None:
+        """Wait for the open sequences of a model on a server, no longer than the setting allows."""
+        if lost := await self.activator.router.sequences.ended(server, model, seconds):
+            logger.warning(
+                "%d sequences of %s were still open on %s after %g s (gateway.sequence_timeout_seconds); their next "
+                "requests will fail",
+                lost, model, server, seconds,
+            )  # fmt: skip
 
     async def _drained(self, server: str, model: str, slot: int | None) -> None:
         await self._open_routes.wait_idle(server, model)

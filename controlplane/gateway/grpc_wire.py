@@ -21,6 +21,8 @@ from controlplane.triton.requests import PARAMETERS, parameters_of
 NAME, VERSION, ID = 1, 2, 3
 FIELDS_MAX = 10_000
 """Maximum number of fields of a message; the tensors of one input are one field."""
+_RESPONSE = 2
+"""Field number of the answer in a ``ModelStreamInferResponse``."""
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _NUMBER_MAX = (1 << 29) - 1
 """The largest number that a field can have."""
@@ -85,8 +87,30 @@ def parameter(message: bytes, key: str) -> str:
     """
     if key.encode() not in message:
         return ""
-    spans = [(begin, end) for number, _, begin, _, end in _fields(message) if number == PARAMETERS]
-    return parameters_of(b"".join(message[begin:end] for begin, end in spans)).get(key, "")
+    return parameters_of(b"".join(spans(message, PARAMETERS))).get(key, "")
+
+
+def spans(message: bytes, wanted: int) -> Iterator[bytes]:
+    """Yield every occurrence of a field, with its tag.
+
+    Raises:
+        InvalidInputError: The bytes are not the fields of a message.
+    """
+    for number, _, begin, _, end in _fields(message):
+        if number == wanted:
+            yield message[begin:end]
+
+
+def rename_stream_answer(message: bytes, name: str) -> bytes:
+    """Return a ``ModelStreamInferResponse`` in which the model's name is replaced, and its version left out."""
+    parts = []
+    for number, _, begin, start, end in _fields(message):
+        if number == _RESPONSE:
+            inner = rename(message[start:end], name, "")
+            parts.append(_tag(_RESPONSE, len(inner)) + inner)
+        else:
+            parts.append(message[begin:end])
+    return b"".join(parts)
 
 
 def stream_error(reason: str, request_id: str) -> bytes:

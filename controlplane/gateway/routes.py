@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 
@@ -65,12 +65,23 @@ class Routes:
         self._given, self._routes = routes, dict(routes)
         self._settle()
 
-    def choose(self, model: str) -> str | None:
-        """Return the server of a model with the fewest requests from this activator; None if there is none."""
+    def choose(self, model: str, select: Callable[[Sequence[str]], str] | None = None) -> str | None:
+        """Return a server of a model; None if there is none.
+
+        Args:
+            model: The model.
+            select: Selects one of the servers; default: the one with the fewest requests from this activator.
+        """
         route = self._open.get(model)
         if route is None or self._pauses() != self.pauses:
             return None
+        if select is not None:
+            return select(route.servers)
         return min(route.servers, key=lambda server: self._busy(server))
+
+    def withdrawn(self, server: str, model: str) -> bool:
+        """Return whether a model is being drained on a server."""
+        return self._withdrawn[server, model] > 0
 
     def version(self, model: str, named: str) -> str:
         """Return the version that a request is for, as a metrics label; ``named`` if the client chose another one."""

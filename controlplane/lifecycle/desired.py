@@ -37,6 +37,7 @@ from controlplane.registry.registry import Registry
 from controlplane.triton.code_settings import code_settings
 from controlplane.triton.model_config import DIGEST_PARAMETER, build_config
 from controlplane.triton.repository import layout
+from controlplane.triton.streams import sequence_idle_seconds
 
 ACTOR = "reconciler"
 _REVISIONS_READ = 12
@@ -57,15 +58,19 @@ class PreparedVersion:
         manifest: The version's manifest.
         settings: The deployment's settings.
         config: Triton's configuration under the model's own name with only this version.
+
+    Attributes:
+        sequence_idle_seconds: After how long without a request a sequence ends; None without sequence batching.
     """
 
-    __slots__ = ("_packed", "settings", "target")
+    __slots__ = ("_packed", "sequence_idle_seconds", "settings", "target")
 
     def __init__(
         self, target: Target, manifest: Manifest, settings: DeploymentSettings, config: dict[str, Any]
     ) -> None:
         self.target = target
         self.settings = settings
+        self.sequence_idle_seconds = sequence_idle_seconds(config)
         self._packed = zlib.compress(pickle.dumps((manifest, config)))
 
     @property
@@ -119,6 +124,12 @@ class DesiredDeployment:
     def model(self) -> str:
         """The model's name."""
         return self.revision.spec.model
+
+    @property
+    def sequence_idle_seconds(self) -> float | None:
+        """After how long without a request a sequence ends; None if no prepared version has sequence batching."""
+        found = [one.sequence_idle_seconds for one in self.prepared.values() if one.sequence_idle_seconds is not None]
+        return max(found, default=None)
 
     @property
     def sentence(self) -> str:
@@ -255,6 +266,10 @@ class DesiredStateResolver:
                 if ready.target == target:
                     return ready
         return None
+
+    def takes_sequences(self, model: str) -> bool:
+        """Return whether a prepared version of a model has sequence batching. No I/O."""
+        return any(one.sequence_idle_seconds is not None for one in self._prepared.get(model, {}).values())
 
     def samples(self, prepared: PreparedVersion) -> tuple[Sample, ...]:
         """Return a target's golden samples; blocks if they are not cached."""

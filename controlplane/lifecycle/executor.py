@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -184,8 +184,13 @@ class Executor:
                     await self._prove(server, model, action, _needed(prepared, action), outcome, exam)
                 case Unload(candidate=True):
                     permit.check()
-                    with _timed(outcome, "unload"):
-                        await server.client.unload(candidate_name(model))
+                    # Only open sequences can need it: other requests in flight are answered before Triton unloads it.
+                    sequences = self._desired_state.takes_sequences(model)
+                    drained = self.traffic.withdrawn(server.name, candidate_name(model)) if sequences else nullcontext()
+                    async with drained:
+                        permit.check()
+                        with _timed(outcome, "unload"):
+                            await server.client.unload(candidate_name(model))
                 case Unload():
                     permit.check()
                     async with self.traffic.withdrawn(server.name, model):

@@ -19,7 +19,7 @@ class TrafficDrainer(Protocol):
 
         Args:
             server: The server's name.
-            model: The model's own name, not a candidate's.
+            model: The model's own name; a candidate's name only to wait for the candidate's open sequences.
         """
         ...
 

@@ -20,6 +20,7 @@ from typing import Literal
 
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
 from controlplane.domain.health import ServerHealth
+from controlplane.domain.names import CANDIDATE_SUFFIX
 from controlplane.domain.states import DeploymentStatus, Event, Phase, ServerStatus
 from controlplane.errors import ConflictError, NotFoundError
 from controlplane.lifecycle.desired import DesiredStateResolver
@@ -330,6 +331,10 @@ class Reconciler:
     def outage_seconds(self, model: str) -> float:
         """Return how long no server of a model has been reachable; 0 if one is. No I/O."""
         return self._answers.outage_seconds(model)
+
+    def takes_sequences(self, model: str) -> bool:
+        """Return whether a model, also under its candidate's name, may have open sequences. No I/O."""
+        return self._desired_state.takes_sequences(model.removesuffix(CANDIDATE_SUFFIX))
 
     def send_through(self, traffic: TrafficDrainer) -> None:
         """Set the component that sends requests to the servers and drains a model before its unload."""

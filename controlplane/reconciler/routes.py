@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from controlplane.lifecycle.actions import Unload
 from controlplane.lifecycle.replica import Replica
@@ -18,10 +18,12 @@ class Route:
     Attributes:
         servers: Names of the servers on which the active version is proved, sorted.
         version: The active version there; None while the servers differ.
+        sequence_idle_seconds: After how long without a request a sequence ends; None without sequence batching.
     """
 
     servers: tuple[str, ...]
     version: int | None = None
+    sequence_idle_seconds: float | None = None
 
 
 def answers(unit: Replica) -> bool:
@@ -100,7 +102,9 @@ class RouteTable:
                 is_well, is_drained = _health(server)
                 well.extend([unit] if is_well else [])
                 drained.extend([unit] if is_drained else [])
-        return route_of(well) or route_of(drained)
+        route = route_of(well) or route_of(drained)
+        idle = self._state.desired_state[model].sequence_idle_seconds
+        return replace(route, sequence_idle_seconds=idle) if route is not None and idle is not None else route
 
 
 def _health(server: TrackedServer) -> tuple[bool, bool]:

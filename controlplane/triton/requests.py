@@ -1,6 +1,7 @@
 """Parsing of parts of v2 gRPC requests, with protobuf's own parser."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
@@ -20,13 +21,25 @@ def parameters_of(message: bytes) -> Mapping[str, str]:
     Raises:
         InvalidInputError: The parameters cannot be read.
     """
+    return {
+        key: str(value)
+        for key, value in all_parameters_of(message).items()
+        if isinstance(value, int | str) and not isinstance(value, bool)
+    }
+
+
+def all_parameters_of(message: bytes) -> dict[str, Any]:
+    """Return all parameters of a ``ModelInferRequest``, by name.
+
+    Args:
+        message: The request, or only its `PARAMETERS` fields.
+
+    Raises:
+        InvalidInputError: The parameters cannot be read.
+    """
     try:
         found = service_pb2.ModelInferRequest.FromString(message).parameters
     except DecodeError:
         raise InvalidInputError("the request's parameters are not those of a ModelInferRequest") from None
     chosen = {key: value.WhichOneof("parameter_choice") for key, value in found.items()}
-    return {
-        key: str(getattr(found[key], choice))
-        for key, choice in chosen.items()
-        if choice in ("int64_param", "uint64_param", "string_param")
-    }
+    return {key: getattr(found[key], choice) for key, choice in chosen.items() if choice}

@@ -12,10 +12,21 @@ from controlplane.errors import InferenceError
 from controlplane.triton.shapes import Config
 from controlplane.triton.tensors import from_response
 
+_IDLE_MICROSECONDS = 1_000_000
+"""Triton's default of ``max_sequence_idle_microseconds`` (model_config.proto)."""
+
 
 def decoupled(config: Config) -> bool:
     """Return whether a request may get any number of responses, so that only a stream can carry it."""
     return bool(config.get("model_transaction_policy", {}).get("decoupled"))
+
+
+def sequence_idle_seconds(config: Config) -> float | None:
+    """Return after how long without a request Triton ends a sequence of a model; None without sequence batching."""
+    batching = config.get("sequence_batching")
+    if batching is None:
+        return None
+    return int(batching.get("max_sequence_idle_microseconds", 0) or _IDLE_MICROSECONDS) / 1e6
 
 
 def as_sequence(request: service_pb2.ModelInferRequest, config: Config) -> None:

@@ -59,11 +59,11 @@ def scaling(factor: float = 3.0) -> dict[str, bytes]:
     return {**python(body, ""), "data/factor.txt": str(factor).encode()}
 
 
-def counting() -> dict[str, bytes]:
-    """A Python model with state: the sum of the inputs of a sequence."""
+def counting(factor: float = 1.0) -> dict[str, bytes]:
+    """A Python model with state: the sum of the inputs of a sequence, times a factor."""
     body = (
         "    def initialize(self, args):\n"
-        "        self.sums = {}\n\n"
+        f"        self.sums, self.factor = {{}}, {factor}\n\n"
         "    def execute(self, requests):\n"
         "        return [self.one(request) for request in requests]\n\n"
         "    def one(self, request):\n"
@@ -71,11 +71,12 @@ def counting() -> dict[str, bytes]:
         "            return pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1)[0]\n"
         "        key = int(control('ID'))\n"
         "        self.sums[key] = (0 if control('START') else self.sums[key]) + tensor(request)\n"
-        "        return answer(self.sums[key])\n"
+        "        return answer(self.sums[key] * self.factor)\n"
     )
     config = """
 sequence_batching {
   max_sequence_idle_microseconds: 60000000
+  oldest { max_candidate_sequences: 64 }
   control_input [
     { name: "START" control [ { kind: CONTROL_SEQUENCE_START int32_false_true: [ 0, 1 ] } ] },
     { name: "ID" control [ { kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_UINT64 } ] }

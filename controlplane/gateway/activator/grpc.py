@@ -21,12 +21,14 @@ from controlplane.errors import (
     UnauthenticatedError,
 )
 from controlplane.gateway.activator.activator import Activator
+from controlplane.gateway.activator.sequence_calls import ask_grpc as ask_grpc_sequence
 from controlplane.gateway.auth import bearer
-from controlplane.gateway.grpc_wire import Names, is_ready, read_names, rename, stream_error
+from controlplane.gateway.grpc_wire import Names, is_ready, read_names, rename, rename_stream_answer, stream_error
 from controlplane.gateway.haproxy.config import CLIENT_HEADER, DRAWN_HEADER, SERVICE
 from controlplane.gateway.lost import RETRY_AFTER_SECONDS, is_lost, lost_error
 from controlplane.gateway.rollout.comparison import Arm
 from controlplane.gateway.rollout.grpc import GrpcReply, GrpcRequest, ask_grpc
+from controlplane.gateway.sequence_steps import grpc_step
 from controlplane.gateway.stats import RequestLabels
 
 logger = logging.getLogger(__name__)
@@ -118,6 +120,12 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
                     context, grpc.StatusCode.INVALID_ARGUMENT, f"requested model '{model}' is not available"
                 )
             request = rename(request, model, version)
+            step = grpc_step(request) if call == "ModelInfer" and self._activator.router.takes(model) else None
+            if step is not None:
+                asked = GrpcRequest(request, version, _passed(context), context.time_remaining(), None)
+                reply, placed = await ask_grpc_sequence(self._activator.router, model, step, asked, self._channels)
+                asked_way, asked_version = placed.way, placed.where.version
+                return self._answered(model, reply, asked_way, asked_version)
             split = self._activator.splits.get(model) if call == "ModelInfer" else None
             if split is not None:
                 drawn = _said(context, DRAWN_HEADER)
@@ -132,12 +140,8 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
                     self._channels,
                     lambda copy: self._count(model, _code(copy), "shadow", new),
                 )
-                reply = tried.reply
                 asked_way, asked_version = tried.way, split.version(tried.arm)
-                if reply.error is not None:
-                    raise reply.error
-                self._count(model, "OK", asked_way, asked_version)
-                return reply.message
+                return self._answered(model, tried.reply, asked_way, asked_version)
             async with self._activator.acquire(model, len(request)) as server:
                 asked_version = self._activator.open_routes.version(model, version)
                 method = self._channels[server].unary_unary(SERVICE + call)
@@ -159,6 +163,12 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
             self._count(model if known else _UNKNOWN, code.name, asked_way, asked_version)
             await context.abort(code, details, trailers)
             raise AssertionError("unreachable") from error
+
+    def _answered(self, model: str, reply: GrpcReply, way: str, version: str) -> bytes:
+        if reply.error is not None:
+            raise reply.error
+        self._count(model, "OK", way, version)
+        return reply.message
 
     def _count(self, model: str, code: str, way: str, version: str) -> None:
         self._activator.stats.answered(RequestLabels(model, way, version, "grpc", code))
@@ -269,22 +279,33 @@ class _Stream:
         model, version = await self._activator.resolve(names.name, names.version)
         await self._admit(model)
         request = rename(request, model, version)
-        async with self._activator.acquire(model, len(request)) as server:
-            while True:
-                upstream = self._upstreams.get((server, model)) or self._open(server, model)
-                async with upstream.writing:
-                    if upstream.open:  # it may have ended while this call waited
-                        await upstream.call.write(request)
-                        break
+        router = self._activator.router
+        step = grpc_step(request) if router.takes(model) else None
+        if step is None:
+            async with self._activator.acquire(model, len(request)) as server:
+                await self._write(server, model, request)
+        else:
+            # A rollout measures no streams, so the new version gets no sequence that begins here.
+            async with router.acquire(model, len(request), step, version, may_draw=False) as placed:
+                name = placed.where.triton_name
+                await self._write(placed.where.server, name, rename(request, name, placed.version), model)
         asked_version = self._activator.open_routes.version(model, version)
         self._activator.stats.answered(RequestLabels(model, "activator", asked_version, "grpc-stream", "OK"))
 
-    def _open(self, server: str, model: str) -> _Upstream:
-        key = (server, model)
+    async def _write(self, server: str, name: str, request: bytes, model: str = "") -> None:
+        while True:
+            upstream = self._upstreams.get((server, name)) or self._open(server, name, model or name)
+            async with upstream.writing:
+                if upstream.open:  # it may have ended while this call waited
+                    await upstream.call.write(request)
+                    return
+
+    def _open(self, server: str, name: str, model: str) -> _Upstream:
+        key = (server, name)
         method = self._channels[server].stream_stream(SERVICE + "ModelStreamInfer")
         call = method(metadata=self._metadata, timeout=self._timeout)
-        reader = self._task(self._read(server, model, call), _READER)
-        upstream = _Upstream(call, asyncio.Lock(), reader, self._task(self._end_withdrawn(server, model)))
+        reader = self._task(self._read(server, name, model, call), _READER)
+        upstream = _Upstream(call, asyncio.Lock(), reader, self._task(self._end_withdrawn(server, name)))
         self._upstreams[key] = upstream
         reader.add_done_callback(lambda _: self._forget(key, upstream))
         return upstream
@@ -297,6 +318,8 @@ class _Stream:
 
     async def _end_withdrawn(self, server: str, model: str) -> None:
         await self._activator.open_routes.wait_closed(server, model)
+        # Later requests of an open sequence must not overtake earlier ones on another stream.
+        await self._activator.router.sequences.wait_ended(server, model)
         await self._end((server, model))
 
     async def _end(self, key: tuple[str, str]) -> None:
@@ -307,13 +330,13 @@ class _Stream:
                 upstream.open = False
                 await upstream.call.done_writing()
 
-    async def _read(self, server: str, model: str, call: Any) -> None:
+    async def _read(self, server: str, name: str, model: str, call: Any) -> None:
         try:
             # The stream counts as in flight until it has ended: a drain waits for that.
-            with self._activator.open_routes.used(server, model):
+            with self._activator.open_routes.used(server, name):
                 try:
                     async for answer in call:
-                        await self._answers.put(answer)
+                        await self._answers.put(answer if name == model else rename_stream_answer(answer, model))
                 finally:
                     call.cancel()
         except grpc.aio.AioRpcError as error:

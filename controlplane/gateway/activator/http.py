@@ -19,6 +19,7 @@ from controlplane.errors import (
     AccessError,
     ControlPlaneError,
     ForbiddenError,
+    InvalidInputError,
     ModelUnavailableError,
     NotFoundError,
     RateLimitedError,
@@ -27,11 +28,14 @@ from controlplane.errors import (
     UnauthenticatedError,
 )
 from controlplane.gateway.activator.activator import Activator
+from controlplane.gateway.activator.sequence_calls import ask_http as ask_http_sequence
 from controlplane.gateway.auth import bearer
 from controlplane.gateway.haproxy.config import ATTENDED_PATH, CLIENT_HEADER, DRAWN_HEADER
 from controlplane.gateway.lost import RETRY_AFTER_SECONDS, is_lost, lost_error
 from controlplane.gateway.rollout.comparison import Arm
 from controlplane.gateway.rollout.http import Headers, HttpRequest, ask_http
+from controlplane.gateway.sequence_steps import http_step
+from controlplane.gateway.sequences import SequenceStep
 from controlplane.gateway.stats import RequestLabels
 
 logger = logging.getLogger(__name__)
@@ -47,6 +51,7 @@ _HOP_BY_HOP = frozenset(
 )
 """Headers of RFC 9110 section 7.6.1, and three that concern only this hop."""
 _UNKNOWN = "(none)"
+_CALLS_OF_SEQUENCES = frozenset({"infer", "generate", "generate_stream"})
 
 
 class _ClientGoneError(Exception):
@@ -173,6 +178,8 @@ class HttpProxy:
             return _Answer(400, f"requested model '{model}' is not available")
         try:
             return await self._forward(scope, receive, send, model, version, call)
+        except InvalidInputError as error:
+            return _Answer(400, error.message)
         except TooManyWaitingError as error:
             return _Answer(429, error.message, retry_after=RETRY_AFTER_SECONDS)
         except ModelUnavailableError as error:
@@ -188,9 +195,14 @@ class HttpProxy:
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send, model: str, version: str, call: str) -> _Sent:
         headers = [(name, value) for name, value in scope["headers"] if name.lower() not in _HOP_BY_HOP]
-        path = f"/v2/models/{quote(model)}" + (f"/versions/{version}" if version else "") + (f"/{call}" if call else "")
         query = scope["query_string"].decode("latin-1")
         body = await self._read(receive, model)
+        step = None
+        if call in _CALLS_OF_SEQUENCES and self._activator.router.takes(model):
+            limit = self._activator.room.limits.bytes_per_model
+            step = await asyncio.to_thread(http_step, scope["headers"], body, inflated_max=limit)
+        if step is not None and call == "infer":
+            return await self._in_sequence(receive, send, model, step, HttpRequest(version, query, headers, body, None))
         split = self._activator.splits.get(model) if call == "infer" else None
         if split is not None:
             async with _while_connected(receive) as gone:
@@ -209,9 +221,10 @@ class HttpProxy:
                 await _send_on(send, reply.status, reply.headers)
                 await send({"type": "http.response.body", "body": reply.body})
             return _Sent(reply.status, tried.way, split.version(tried.arm))
-        async with _while_connected(receive) as gone, self._activator.acquire(model, len(body)) as server:
+        async with _while_connected(receive) as gone, self._place(model, len(body), step, version) as (server, version):
             client = self._clients[server]
             asked_version = self._activator.open_routes.version(model, version)
+            path = f"/v2/models/{quote(model)}{f'/versions/{version}' if version else ''}{f'/{call}' if call else ''}"
             request = client.build_request(
                 scope["method"], f"{path}?{query}" if query else path, headers=headers, content=body
             )
@@ -235,6 +248,34 @@ class HttpProxy:
             finally:
                 await response.aclose()
             return _Sent(response.status_code, version=asked_version)
+
+    async def _in_sequence(
+        self, receive: Receive, send: Send, model: str, step: SequenceStep, request: HttpRequest
+    ) -> _Sent:
+        async with _while_connected(receive) as gone:
+            reply, placed = await ask_http_sequence(self._activator.router, model, step, request, self._clients)
+            gone.check()
+            await _send_on(send, reply.status, reply.headers)
+            await send({"type": "http.response.body", "body": reply.body})
+        return _Sent(reply.status, placed.way, placed.where.version)
+
+    @asynccontextmanager
+    async def _place(
+        self, model: str, size: int, step: SequenceStep | None, version: str
+    ) -> AsyncIterator[tuple[str, str]]:
+        """Yield the server for a request and the version to name in it."""
+        if step is None:
+            async with self._activator.acquire(model, size) as server:
+                yield server, version
+            return
+        async with self._activator.router.acquire(model, size, step, version, may_draw=False) as placed:
+            if placed.where.candidate:
+                raise InvalidInputError(
+                    f"sequence {step.id} of {model} began on the new version of a rollout, which answers only infer "
+                    "requests; send the requests of a sequence to one endpoint",
+                    model=model,
+                )
+            yield placed.where.server, placed.version
 
     async def _read(self, receive: Receive, model: str) -> bytes:
         """Read a body, up to the limits of the model's request queue."""

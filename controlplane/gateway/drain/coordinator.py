@@ -48,6 +48,7 @@ class DrainCoordinator:
         log: The gateway log in the store.
         leading: Returns whether this process is the leader.
         drain_seconds: How long an unload waits for requests in flight, and for the peers.
+        sequence_seconds: Returns how much longer the unload of a model waits for open sequences.
         gateway: The gateway of this instance; None if it has none.
         private: Names of the servers to which no other instance sends requests.
     """
@@ -60,7 +61,9 @@ class DrainCoordinator:
         drain_seconds: float,
         gateway: LocalGateway | None = None,
         private: Collection[str] = (),
+        sequence_seconds: Callable[[str], float] = lambda _: 0.0,
     ) -> None:
+        self._sequence_seconds = sequence_seconds
         self._log = log
         self._leading = leading
         self._drain_seconds = drain_seconds
@@ -122,7 +125,7 @@ class DrainCoordinator:
             async with close(server, model, no_peers):
                 yield
             return
-        seconds = self._drain_seconds + _SENT_SECONDS
+        seconds = self._drain_seconds + self._sequence_seconds(model) + _SENT_SECONDS
         until = time.monotonic() + seconds
         async with self._announced(DrainRequest(server, model, seconds)) as others, close(server, model, others):
             if time.monotonic() > until:  # the peers may have opened their routes again
@@ -133,7 +136,7 @@ class DrainCoordinator:
     async def _without_gateway(
         self, server: str, model: str, others: Callable[[], Awaitable[None]]
     ) -> AsyncIterator[None]:
-        async with waiting_at_most(self._drain_seconds, server, model):
+        async with waiting_at_most(self._drain_seconds + self._sequence_seconds(model), server, model):
             await others()
         yield
 

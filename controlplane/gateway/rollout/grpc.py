@@ -84,20 +84,20 @@ async def ask_grpc(
     Raises:
         ControlPlaneError: The request cannot be sent to the old version, or its server lost the model.
     """
-    pinned = _pin(request) or request.version
+    pinned = pin_grpc(request) or request.version
     named = split.named(pinned)
     model = split.model
 
     async def ask(arm: Arm) -> GrpcReply:
         if arm is Arm.NEW:
             name = candidate_name(model)
-            reply = await _send(channels[split.server()], rename(request.message, name, ""), request)
+            reply = await send_grpc(channels[split.server()], rename(request.message, name, ""), request)
             if reply.error is not None:
-                return GrpcReply(error=_renamed(reply.error, name, model))
+                return GrpcReply(error=renamed_grpc(reply.error, name, model))
             return GrpcReply(rename(reply.message, model, str(split.rollout.version)))
         message = rename(request.message, model, "" if named is Arm.NEW else pinned)
         async with room.acquire(model, len(message)) as server:
-            reply = await _send(channels[server], message, request)
+            reply = await send_grpc(channels[server], message, request)
         if reply.error is not None and is_lost(reply.error.details() or ""):
             raise lost_error(model) from reply.error  # neither version caused it
         return reply
@@ -111,7 +111,8 @@ async def ask_grpc(
     return await split.answer(named, request.drawn, ask, compared, copied)
 
 
-async def _send(channel: Any, message: bytes, request: GrpcRequest) -> GrpcReply:
+async def send_grpc(channel: Any, message: bytes, request: GrpcRequest) -> GrpcReply:
+    """Send a message with the metadata and deadline of a request, and return the reply."""
     try:
         answer: bytes = await channel.unary_unary(SERVICE + "ModelInfer")(
             message, metadata=request.metadata, timeout=request.timeout
@@ -121,13 +122,14 @@ async def _send(channel: Any, message: bytes, request: GrpcRequest) -> GrpcReply
     return GrpcReply(answer)
 
 
-def _renamed(error: grpc.aio.AioRpcError, name: str, own: str) -> grpc.aio.AioRpcError:
+def renamed_grpc(error: grpc.aio.AioRpcError, name: str, own: str) -> grpc.aio.AioRpcError:
     """Return the error with the model's own name in its message."""
     words = (error.details() or "").replace(name, own)
     return grpc.aio.AioRpcError(error.code(), error.initial_metadata(), error.trailing_metadata(), words)
 
 
-def _pin(request: GrpcRequest) -> str:
+def pin_grpc(request: GrpcRequest) -> str:
+    """Return the version that a request pins in its metadata or a parameter; empty if it pins none."""
     for key, value in request.metadata:
         if key == PIN:
             return str(value).strip()

@@ -105,21 +105,21 @@ async def ask_http(
         ControlPlaneError: The request cannot be sent to the old version, or its server lost the model.
         httpx.ConnectError: There is no connection to the old version's server.
     """
-    pinned = _pin(request) or request.version
+    pinned = pin_http(request) or request.version
     named = split.named(pinned)
 
     async def ask(arm: Arm) -> HttpReply:
         if arm is Arm.NEW:
             name = candidate_name(split.model)
             try:
-                reply = await _send(clients[split.server()], name, "", request)
+                reply = await send_http(clients[split.server()], name, "", request)
             except httpx.ConnectError:
                 return HttpReply(0)
-            return _renamed(reply, name, split.model)
+            return renamed_http(reply, name, split.model)
         # Triton rejects a version that is neither of the two.
         version = request.version if named is Arm.NEW else pinned
         async with room.acquire(split.model, len(request.body)) as server:
-            reply = await _send(clients[server], split.model, "" if named is Arm.NEW else version, request)
+            reply = await send_http(clients[server], split.model, "" if named is Arm.NEW else version, request)
         if reply.failed and is_lost(reply.body[:500].decode(errors="replace")):
             raise lost_error(split.model)  # neither version caused it
         return reply
@@ -133,7 +133,12 @@ async def ask_http(
     return await split.answer(named, request.drawn, ask, compared, copied)
 
 
-async def _send(client: httpx.AsyncClient, name: str, version: str, request: HttpRequest) -> HttpReply:
+async def send_http(client: httpx.AsyncClient, name: str, version: str, request: HttpRequest) -> HttpReply:
+    """Send a request to a server under a name and version, and return the reply.
+
+    Raises:
+        httpx.ConnectError: There is no connection to the server.
+    """
     path = f"/v2/models/{quote(name)}" + (f"/versions/{quote(version)}" if version else "") + "/infer"
     built = client.build_request("POST", f"{path}?{request.query}" if request.query else path, content=request.body)
     length = str(len(request.body)).encode()
@@ -161,7 +166,8 @@ def _own(status: int, error: str) -> HttpReply:
     return HttpReply(status, headers, body)
 
 
-def _pin(request: HttpRequest) -> str:
+def pin_http(request: HttpRequest) -> str:
+    """Return the version that a request pins in a header or parameter; empty if it pins none."""
     for key, value in request.headers:
         if key.lower() == PIN.encode():
             return value.decode("latin-1").strip()
@@ -175,7 +181,7 @@ def _pin(request: HttpRequest) -> str:
         return ""
 
 
-def _renamed(reply: HttpReply, name: str, own: str) -> HttpReply:
+def renamed_http(reply: HttpReply, name: str, own: str) -> HttpReply:
     """Return the answer with the model's own name."""
     if reply.failed:  # the name is part of a message
         body = reply.body.replace(name.encode(), own.encode())

@@ -101,6 +101,11 @@ class TrafficSplit:
         """Return a random server that has the new version."""
         return self.servers[int(self._chance() * len(self.servers)) % len(self.servers)]
 
+    def draw(self) -> tuple[Arm, float | None]:
+        """Draw the version for a new sequence; also returns the new version's probability, None if it gets none."""
+        weight = self.weight
+        return (Arm.NEW if self._chance() < weight else Arm.OLD), weight or None
+
     async def answer(
         self, named: Arm | None, drawn: int | None, ask: Ask[R], compare: Compare[R], copied: Callable[[R], None]
     ) -> SplitResult[R]:
