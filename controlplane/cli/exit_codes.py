@@ -23,6 +23,7 @@ from controlplane.errors import (
     TritonTimeoutError,
     TritonUnavailableError,
 )
+from controlplane.sources.errors import SourceError, SourceUnavailableError
 
 
 class ExitCode(IntEnum):
@@ -46,10 +47,10 @@ EXIT_HELP = {
     ExitCode.FAILURE: "any other failure",
     ExitCode.USAGE: "invalid command line",
     ExitCode.NOT_FOUND: "no such model, version, alias, deployment, …",
-    ExitCode.UNREACHABLE: "the control plane, the store or Triton is unreachable",
+    ExitCode.UNREACHABLE: "the control plane, the store, Triton or a source of models is unreachable",
     ExitCode.CONFLICT: "conflict with the present state (in use, exists already, …)",
     ExitCode.INVALID: "invalid input (a name, a file, settings, …)",
-    ExitCode.FAILED: "the conversion, the deployment, the inference or a check failed",
+    ExitCode.FAILED: "the conversion, the deployment, the inference, a download or a check failed",
     ExitCode.TIMEOUT: "timeout",
     ExitCode.DENIED: "not allowed: no API key, a key without the permission, or too many requests",
     ExitCode.INTERRUPTED: "interrupted with Ctrl-C",
@@ -65,6 +66,8 @@ _BY_CLASS: tuple[tuple[type[ControlPlaneError], ExitCode], ...] = (
     (ConflictError, ExitCode.CONFLICT),
     (InvalidInputError, ExitCode.INVALID),
     (ConversionFailedError, ExitCode.FAILED),
+    (SourceUnavailableError, ExitCode.UNREACHABLE),
+    (SourceError, ExitCode.FAILED),
     (StoreUnavailableError, ExitCode.UNREACHABLE),
     (StoreWentBackwardsError, ExitCode.CONFLICT),
     (TritonUnavailableError, ExitCode.UNREACHABLE),

@@ -66,11 +66,33 @@ class GoldenSamples(BaseModel):
     )
 
 
-class Lineage(BaseModel):
-    """Origin of a version."""
+TagName = Annotated[str, Field(min_length=1, max_length=250)]
+TagValue = Annotated[str, Field(max_length=1024)]
+
+
+class Origin(BaseModel):
+    """The place outside the registry from which a model was published, as its publisher declares it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
+    uri: str = Field(min_length=1, max_length=2048, description="URI of exactly this model, as mlflow://models:/vad/3.")
+    server: str | None = Field(default=None, max_length=2048, description="URL of the server, without credentials.")
+    revision: str | None = Field(default=None, max_length=256, description="The commit of a model repository.")
+    run: str | None = Field(default=None, max_length=256, description="Identifier of the training run.")
+    version: str | None = Field(default=None, max_length=256, description="The version in the other registry.")
+    tags: dict[TagName, TagValue] = Field(
+        default_factory=dict, max_length=64, description="Tags of the model there, and of its run."
+    )
+
+
+class Lineage(BaseModel):
+    """Where a version comes from: another place, another version, or both."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    origin: Origin | None = Field(
+        default=None, description="Where the model, or the version from which it was converted, was published from."
+    )
     source: str | None = Field(default=None, description="The version from which it was converted, as name:7.")
     converter: str = Field(default="", description="The converter's name.")
     converter_version: str = Field(default="", description="The converter's version.")
@@ -115,7 +137,9 @@ class Manifest(BaseModel):
         description="The author's model configuration (config.pbtxt) of the format triton, in Triton's JSON form; null "
         "for other formats, whose configuration is generated.",
     )
-    lineage: Lineage | None = Field(default=None, description="Origin of a converted version.")
+    lineage: Lineage | None = Field(
+        default=None, description="Where the version comes from; null for files of the publisher."
+    )
     parity: ParityReport | None = Field(default=None, description="The parity check of a converted version.")
     attributes: dict[str, JsonValue] = Field(
         default_factory=dict, description="Facts read from the file: opset, IR version, producer, number of weights."

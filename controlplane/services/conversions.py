@@ -133,6 +133,7 @@ class Conversions:
                 signature=result.signature,
                 golden=GoldenSamples(file=golden_file, count=len(result.samples), tolerances=result.tolerances),
                 lineage=Lineage(
+                    origin=source.lineage.origin if source.lineage else None,
                     source=f"{source_model}:{entry.number}",
                     converter=result.converter,
                     converter_version=result.converter_version,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from controlplane.domain.access import Principal, may_bring_code
-from controlplane.domain.manifest import FileEntry, Format, GoldenSamples, Manifest
+from controlplane.domain.manifest import FileEntry, Format, GoldenSamples, Lineage, Manifest, Origin
 from controlplane.domain.model import VersionEntry
 from controlplane.domain.model_directory import CONFIG_FILE
 from controlplane.domain.names import validate_alias, validate_model_name
@@ -65,6 +65,7 @@ class PublishCommand:
     reason: str = ""
     trust: bool = False
     force: bool = False
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +171,7 @@ class Publishing:
                 unservable=learnt.unservable,
                 rows_independent=learnt.rows_independent,
                 config=learnt.config,
+                lineage=Lineage(origin=command.origin) if command.origin is not None else None,
                 attributes=learnt.inspection.attributes,
                 metrics=command.metrics,
                 labels=command.labels,

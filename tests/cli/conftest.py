@@ -19,7 +19,7 @@ from tests.support.models import affine_onnx
 
 TRITONCTL = (sys.executable, "-m", "controlplane.cli.main")
 _CONTROL_PLANES = ("up", "serve")
-_VARIABLES = ("TRITONCTL_", "CONTROLPLANE_", "AWS_")
+_VARIABLES = ("TRITONCTL_", "CONTROLPLANE_", "AWS_", "MLFLOW_")
 """Variables that are read when a command runs; libraries read others when they are imported."""
 
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from controlplane.api.schemas.models import Labels, Reason
 from controlplane.domain.conditions import Condition
-from controlplane.domain.manifest import FilePath, Format, Manifest
+from controlplane.domain.manifest import FilePath, Format, Manifest, Origin
 from controlplane.domain.model import VersionEntry
 from controlplane.domain.names import VERSION_MAX
 from controlplane.domain.portability import TargetReport
@@ -154,7 +154,10 @@ class PublishRequest(BaseModel):
     force: bool = Field(
         default=False,
         description="Publish a new version even if nothing differs from the newest one: files, "
-        "signature, labels, metrics, tolerances, given samples.",
+        "signature, labels, metrics, tolerances, given samples, origin.",
+    )
+    origin: Origin | None = Field(
+        default=None, description="Where the files come from, if not from the publisher; kept in the lineage."
     )
 
     @model_validator(mode="after")

@@ -1,6 +1,6 @@
 """Conversion and validation."""
 
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Annotated, Any, Literal
 
 import typer
@@ -33,6 +33,7 @@ def register(app: typer.Typer) -> None:
             "tritonctl convert vad:1 --to onnx",
             "tritonctl convert resnet:3 --to onnx --precision int8 --name resnet-int8",
             "tritonctl convert net.pt2 --to torchscript",
+            "tritonctl convert mlflow://models:/churn/3 --to onnx --name churn",
             'tritonctl convert net.safetensors --to onnx --factory mynets:build --trust --input "x:FP32\\[-1,16]"',
         ),
     )(convert)
@@ -49,8 +50,8 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="REF|PATH",
-            help="A published version, or a file or folder on this machine.",
+            metavar="REF|PATH|URI",
+            help="A published version, a file or folder on this machine, or a URI as of `push`.",
             autocompletion=completion.models,
         ),
     ],
@@ -118,6 +119,7 @@ def convert(
     from controlplane.cli.views.version import show_parity, show_result
     from controlplane.cli.workflows.convert import Conversion, convert_and_publish, is_file
     from controlplane.cli.workflows.push import figures, key_values
+    from controlplane.cli.workflows.sources import local_artifact
     from controlplane.cli.workflows.tensors import parse_axes, parse_signature, parse_spec
     from controlplane.domain.manifest import ParityReport
 
@@ -152,8 +154,8 @@ def convert(
         reason=reason,
     )
     out = session.out()
-    local = Path(source) if is_file(source) else None
-    with session.client() as client:
+    with session.client() as client, ExitStack() as stack:
+        local = stack.enter_context(local_artifact(source, session.folder(), out)) if is_file(source) else None
         result = convert_and_publish(client, source, local, conversion, session.folder(), out, timeout=timeout)
     out.result(result)
     show_result(out, result)
@@ -164,7 +166,10 @@ def convert(
 def validate(
     session: Session,
     source: Annotated[
-        str, typer.Argument(metavar="PATH|REF", help="A file or folder on this machine, or a published version.")
+        str,
+        typer.Argument(
+            metavar="PATH|URI|REF", help="A file or folder on this machine, a URI as of `push`, or a published version."
+        ),
     ],
     input_: InputOption = None,
     output_spec: OutputSpecOption = None,
@@ -181,6 +186,7 @@ def validate(
     """
     from controlplane.cli.views.version import show_validation
     from controlplane.cli.workflows.convert import is_artifact, validate_artifact, validate_version
+    from controlplane.cli.workflows.sources import local_artifact
     from controlplane.cli.workflows.tensors import parse_signature
     from controlplane.client.errors import OperationFailedError
 
@@ -195,7 +201,8 @@ def validate(
     out = session.out()
     with session.client() as client:
         if is_artifact(source):
-            report = validate_artifact(client, Path(source), samples, body, session.folder(), out)
+            with local_artifact(source, session.folder(), out) as local:
+                report = validate_artifact(client, local.path, samples, body, session.folder(), out)
         else:
             report = validate_version(client, source, samples, body, out)
     out.result(report)

@@ -1,5 +1,6 @@
 """Publication of a version."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -81,6 +82,7 @@ def register(app: typer.Typer) -> None:
             "tritonctl push resnet resnet50.onnx --deploy",
             "tritonctl push tokenizer ./model_repository/tokenizer --version 3",
             "tritonctl push resnet resnet50.onnx --sign-key release.pem",
+            "tritonctl push vad mlflow://models:/vad@champion",
         ),
     )(push)
 
@@ -90,12 +92,17 @@ def push(
     name_or_path: Annotated[
         str,
         typer.Argument(
-            metavar="NAME|PATH",
-            help="Name of the model. Without a second argument: the file or folder to publish, which names the model.",
+            metavar="NAME|PATH|URI",
+            help="Name of the model. Without a second argument: what to publish, which also names the model.",
         ),
     ],
     path: Annotated[
-        Path | None, typer.Argument(metavar="PATH", help="File or folder to publish.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="PATH|URI",
+            help="File or folder to publish, or a URI: mlflow://models:/NAME@ALIAS.",
+            show_default=False,
+        ),
     ] = None,
     input_: InputOption = None,
     output_spec: OutputSpecOption = None,
@@ -157,20 +164,19 @@ def push(
 ) -> None:
     """Publish a file or folder as a new version of a model; the folder may be a model directory of Triton.
 
+    With a URI, the model is downloaded first, and the version keeps its origin. MLflow's server and credentials are the
+    variables MLFLOW_TRACKING_URI, MLFLOW_TRACKING_TOKEN and so on.
+
     The control plane detects the format, runs the model once and records its outputs; when the version is deployed,
     Triton's outputs are compared with them. If a push is interrupted, run it again to resume it.
     """
     from controlplane.cli.views.version import show_result
     from controlplane.cli.workflows.push import PublishOptions, figures, key_values, model_name, publish, version_folder
+    from controlplane.cli.workflows.sources import local_artifact
     from controlplane.cli.workflows.tensors import parse_signature
     from controlplane.domain.names import validate_model_name
-    from controlplane.errors import InvalidArtifactError
 
-    source = Path(name_or_path) if path is None else path
-    if not source.exists():
-        hint = "; use `tritonctl push NAME PATH` or `tritonctl push PATH`" if path is None else ""
-        raise InvalidArtifactError(f"no such file or folder: {str(source)!r}{hint}", path=str(source))
-    name = model_name(source) if path is None else validate_model_name(name_or_path)
+    name = None if path is None else validate_model_name(name_or_path)
     signature = parse_signature(input_ or (), output_spec or (), batched=bool(batched))
     options = PublishOptions(
         format=format_,
@@ -187,7 +193,6 @@ def push(
         trust=trust,
         direct=direct,
         force=force,
-        version_folder=version_folder(source, version),
         number=number,
     )
     out = session.out()
@@ -195,14 +200,17 @@ def push(
         from controlplane.cli.workflows.sign import check_key
 
         check_key(sign_key)
-    with session.client() as client:
-        result = publish(client, name, source, options, session.folder(), out)
+    what = name_or_path if path is None else path
+    with session.client() as client, local_artifact(what, session.folder(), out, named=path is not None) as local:
+        name = name or model_name(local.name)
+        options = replace(options, origin=local.origin, version_folder=version_folder(local.path, version))
+        result = publish(client, name, local.path, options, session.folder(), out)
         if sign_key is not None:
             from controlplane.cli.references import fetch_version
             from controlplane.cli.workflows.sign import local_digests, sign_version
 
             detail = fetch_version(client, f"{name}:{result['version']}")
-            digests = local_digests(source, out, version_folder=options.version_folder)
+            digests = local_digests(local.path, out, version_folder=options.version_folder)
             result["signature"] = sign_version(client, detail, sign_key, local=digests)
         if not deploy:
             out.result(result)

@@ -8,7 +8,7 @@ from rich.text import Text
 from controlplane.cli.output import Output, ago, pairs, size, span
 from controlplane.client.models import VersionDetail, VersionFootprint
 from controlplane.domain.conditions import ConditionStatus
-from controlplane.domain.manifest import Manifest, ParityReport
+from controlplane.domain.manifest import Manifest, Origin, ParityReport
 from controlplane.domain.portability import Loads, TargetReport, groups
 from controlplane.domain.signature import Signature
 
@@ -30,8 +30,9 @@ def describe(out: Output, detail: VersionDetail) -> None:
             ("outputs", _tensors(manifest.signature, "outputs")),
             ("batched", {True: "yes", False: "no"}[manifest.signature.batched] if manifest.signature else None),
             ("golden samples", golden.count if golden else "none: a deployment of it cannot be proved"),
+            *_origin(lineage.origin if lineage else None),
             ("converted from", lineage.source if lineage else None),
-            ("converter", f"{lineage.converter} {lineage.converter_version}".strip() if lineage else None),
+            ("converter", f"{lineage.converter} {lineage.converter_version}".strip() or None if lineage else None),
             ("parameters", pairs(lineage.parameters) if lineage and lineage.parameters else None),
             ("environment", pairs(lineage.environment) if lineage and lineage.environment else None),
             ("attributes", pairs(manifest.attributes) if manifest.attributes else None),
@@ -46,6 +47,18 @@ def describe(out: Output, detail: VersionDetail) -> None:
     if manifest.parity is not None:
         out.line()
         show_parity(out, manifest.parity)
+
+
+def _origin(origin: Origin | None) -> tuple[tuple[str, str | None], ...]:
+    if origin is None:
+        return ()
+    at = f"{origin.uri} at {origin.server}" if origin.server else origin.uri
+    return (
+        ("origin", at),
+        ("run", origin.run),
+        ("revision", origin.revision),
+        ("origin's tags", pairs(origin.tags) if origin.tags else None),
+    )
 
 
 def _damage(detail: VersionDetail) -> list[str]:

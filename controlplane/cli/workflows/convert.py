@@ -1,18 +1,20 @@
 """Conversions and validations: the requests of the commands."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from controlplane.cli.output import Output
 from controlplane.cli.progress import Bar, follow
 from controlplane.cli.workflows.push import SAMPLES_NAME, PublishOptions, model_name, publish, send
+from controlplane.cli.workflows.sources import LocalArtifact
 from controlplane.cli.workflows.upload import Journal, LocalFile, fingerprint, upload
 from controlplane.client.errors import ClientError, OperationFailedError
 from controlplane.client.http import Client, segment
 from controlplane.client.models import Model, Operation
 from controlplane.domain.manifest import FileEntry
 from controlplane.errors import ControlPlaneError, InvalidArtifactError, InvalidInputError
+from controlplane.sources.registry import is_uri
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +33,12 @@ class Conversion:
 
 
 def is_file(source: str) -> bool:
-    """Return whether the source of a conversion is a path rather than a reference.
+    """Return whether the source of a conversion is a path or URI rather than a reference.
 
     Raises:
         InvalidArtifactError: It looks like a path that does not exist.
     """
-    path = Path(source)
-    if path.exists():
+    if is_uri(source) or Path(source).exists():
         return True
     if "/" in source or "\\" in source:
         raise InvalidArtifactError(f"no such file or folder: {source!r}", path=source)
@@ -45,7 +46,7 @@ def is_file(source: str) -> bool:
 
 
 def is_artifact(source: str) -> bool:
-    """Return whether the source of a validation is a path rather than a reference; ``model.onnx`` means a file.
+    """Return whether the source of a validation is a path or URI rather than a reference; ``model.onnx`` means a file.
 
     Raises:
         InvalidArtifactError: It looks like a path that does not exist.
@@ -62,7 +63,7 @@ def is_artifact(source: str) -> bool:
 def convert_and_publish(
     client: Client,
     source: str,
-    local: Path | None,
+    local: LocalArtifact | None,
     conversion: Conversion,
     data_dir: Path,
     out: Output,
@@ -72,15 +73,19 @@ def convert_and_publish(
     """Convert a version, or publish a local file and convert that; return the operation's result."""
     if local is None:
         return _convert(client, source, conversion, data_dir, out, timeout=timeout)
+    if local.inputs and conversion.signature is None and "inputs" not in conversion.options:
+        inputs = [spec.model_dump(mode="json") for spec in local.inputs]
+        conversion = replace(conversion, options={**conversion.options, "inputs": inputs})
     published = publish(
         client,
-        conversion.model or model_name(local),
-        local,
+        conversion.model or model_name(local.name),
+        local.path,
         PublishOptions(
             format="pytorch" if conversion.options.get("factory") else None,
             signature=conversion.signature,
             trust=bool(conversion.options.get("trust")),
             reason=conversion.reason,
+            origin=local.origin,
         ),
         data_dir,
         out,

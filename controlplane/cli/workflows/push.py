@@ -11,7 +11,7 @@ from controlplane.cli.workflows.upload import Journal, LocalFile, fingerprint, u
 from controlplane.client.errors import OperationFailedError
 from controlplane.client.http import Client, segment
 from controlplane.client.models import Operation, Upload
-from controlplane.domain.manifest import FileEntry
+from controlplane.domain.manifest import FileEntry, Origin
 from controlplane.domain.model_directory import CONFIG_FILE, version_folders
 from controlplane.domain.names import validate_model_name
 from controlplane.errors import InvalidInputError
@@ -48,6 +48,7 @@ class PublishOptions:
     force: bool = False
     version_folder: int | None = None
     number: int | None = None
+    origin: Origin | None = None
 
     def body(self) -> dict[str, Any]:
         """Return the request's fields that were given."""
@@ -66,6 +67,7 @@ class PublishOptions:
             "reason": self.reason or None,
             "trust": self.trust or None,
             "force": self.force or None,
+            "origin": self.origin.model_dump(mode="json", exclude_none=True) if self.origin else None,
         }
         return {key: value for key, value in given.items() if value is not None}
 
