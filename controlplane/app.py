@@ -36,6 +36,7 @@ from controlplane.sandbox import UNCONFINED, choose_sandbox
 from controlplane.servers.server import ManagedServer
 from controlplane.services.checking import Checking
 from controlplane.services.conversions import Conversions
+from controlplane.services.declarations import Declarations
 from controlplane.services.deployments import Deployments
 from controlplane.services.devices import Devices
 from controlplane.services.events import Events
@@ -346,9 +347,10 @@ class ControlPlane:
         portability = Portability(servers, reconciler)
         deployments = Deployments(registry, reconciler, servers, portability, gateway=self.gateway is not None)
         memory = Memory(deployments, reconciler)
+        models = Models(registry, reconciler)
         gateway = GatewayService(self.gateway)
         return Services(
-            models=Models(registry, reconciler),
+            models=models,
             versions=Versions(registry, servers),
             uploads=uploads,
             publishing=Publishing(registry, uploads, operations, workers, workspace, reconciler, servers),
@@ -357,6 +359,7 @@ class ControlPlane:
             portability=portability,
             deployments=deployments,
             exporting=Exporting(registry, reconciler),
+            declarations=Declarations(registry, models, deployments, keys),
             rollouts=Rollouts(registry, deployments, reconciler, self._splits, replica=uuid.uuid4().hex),
             placement=Placement(reconciler),
             memory=memory,

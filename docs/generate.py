@@ -1,4 +1,4 @@
-"""Writes the generated pages of ``docs/reference``: settings, metrics, commands and routes.
+"""Writes the generated pages of ``docs/reference``: settings, metrics, commands, routes and the schema of documents.
 
 ``python -m docs.generate`` writes them; ``tests/docs`` compares them with the code. No server runs for that.
 """
@@ -15,8 +15,9 @@ from types import ModuleType
 from typing import Any, get_args, get_origin
 
 import typer
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel, SecretStr, TypeAdapter
 
+from controlplane.domain.documents import Document
 from controlplane.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -297,16 +298,26 @@ def _table(head: tuple[str, ...], rows: Any) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
+def documents_schema() -> str:
+    """Return the JSON schema of the documents of `tritonctl apply`."""
+    schema = TypeAdapter(Document).json_schema(by_alias=True)
+    named = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Documents of tritonctl apply"}
+    return json.dumps(named | schema, indent=2) + "\n"
+
+
 PAGES = {
     "settings.md": settings_page,
     "metrics.md": metrics_page,
     "commands.md": commands_page,
     "routes.md": routes_page,
+    "documents.schema.json": documents_schema,
 }
 
 
 def page(name: str) -> str:
     """Return a generated page as it belongs into its file."""
+    if not name.endswith(".md"):
+        return PAGES[name]()
     title, _, rest = PAGES[name]().partition("\n")
     return f"{title}\n\n{_NOTE}{rest.lstrip()}"
 

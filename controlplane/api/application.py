@@ -16,6 +16,7 @@ from controlplane.api.permissions import PERMISSIONS, UNKNOWN
 from controlplane.api.query import refuse_unknown
 from controlplane.api.routers import (
     conversions,
+    declarations,
     deployments,
     devices,
     inference,
@@ -62,6 +63,7 @@ _TAGS = [
     {"name": "conversions", "description": "Conversion to ONNX or TorchScript, compared with the original."},
     {"name": "validations", "description": "Checks without publishing."},
     {"name": "deployments", "description": "Desired and observed state of deployed models."},
+    {"name": "declarations", "description": "Documents that declare what is to exist."},
     {"name": "rollouts", "description": "Gradual replacement of the active version, decided by measurements."},
     {"name": "memory", "description": "Memory use by model and its reasons, plans, and holds."},
     {"name": "monitoring", "description": "Metrics, health and objectives of deployments."},
@@ -103,6 +105,7 @@ def create_application(metrics: Metrics, limits: BodyLimits, lifespan: Lifespan 
         uploads.router,
         conversions.router,
         deployments.router,
+        declarations.router,
         rollouts.router,
         tunings.router,
         inference.router,

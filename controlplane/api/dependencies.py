@@ -7,8 +7,8 @@ from typing import Annotated
 from fastapi import Depends, Header, Path, Query, Request
 
 from controlplane.api.auth import principal_of
-from controlplane.api.schemas.models import OneLine
 from controlplane.domain.access import Principal, Scope
+from controlplane.domain.texts import OneLine
 from controlplane.errors import InvalidInputError
 from controlplane.services.facade import Services
 

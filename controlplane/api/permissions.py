@@ -93,6 +93,7 @@ PERMISSIONS: Mapping[str, Permission] = {
     "getDeploymentHealth": _READ,
     "getRepositoryEntry": _READ,
     "getExplanation": _READ,
+    "apply": Permission(Scope.DEPLOY, Models.CHECKED),
     "listRollouts": Permission(Scope.READ, Models.CHECKED),
     "getRollout": _READ,
     "getDeploymentMetrics": _READ,

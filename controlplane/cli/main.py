@@ -9,6 +9,7 @@ import typer
 from controlplane.cli.commands import (
     checking,
     conversions,
+    declarations,
     demo,
     deploy,
     deployments,
@@ -123,6 +124,7 @@ for module in (
     sign,
     deploy,
     deployments,
+    declarations,
     rollouts,
     tuning,
     memory,

@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Self
 from weakref import WeakValueDictionary
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
 
 from controlplane.domain.evidence import Evidence
 from controlplane.domain.rollout.strategy import RolloutStrategy, StrategyKind
@@ -315,6 +315,22 @@ RUN_THE_SAME_FIELDS = PLACEMENT_FIELDS | {
 """All settings that Triton does not receive: they do not affect a version's answers."""
 
 
+SetName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+
+
+class Applied(BaseModel):
+    """The document that a deployment was last applied from.
+
+    A deployment by other means removes it. A rollout and a rollback keep it, so that a repeated apply of the same
+    document does not undo what they decided.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    set: SetName = Field(description="Set of documents that it belongs to; `--prune` removes within one set.")
+    digest: str = Field(description="SHA-256 of the document's reference and settings.")
+
+
 class DeploymentSpec(BaseModel):
     """The desired state of one model, as one revision of its deployment chain."""
 
@@ -334,6 +350,9 @@ class DeploymentSpec(BaseModel):
     )
     rollout: Rollout | None = Field(
         default=None, description="The newest rollout, in progress or finished; null if there is none."
+    )
+    applied: Applied | None = Field(
+        default=None, description="The document that it was applied from; null if it was deployed by other means."
     )
 
     @property

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from controlplane import tracing
 from controlplane.domain.access import Principal
 from controlplane.domain.conditions import Awaited, Condition
-from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
+from controlplane.domain.deployment import Applied, DeploymentSettings, DeploymentSpec
 from controlplane.domain.health import ServerHealth
 from controlplane.domain.model import VersionEntry
 from controlplane.domain.names import Reference, validate_model_name
@@ -208,6 +208,8 @@ class Deployments:
         actor: str,
         asker: Principal | None,
         reason: str,
+        loaded: bool | None = None,
+        applied: Applied | None = None,
     ) -> Deployment:
         """Deploy a version. A refused deployment is not recorded.
 
@@ -218,6 +220,8 @@ class Deployments:
             actor: The caller's name for the history.
             asker: The caller whose permissions are checked; None if API keys are not in use.
             reason: Reason for the history.
+            loaded: Whether the model is to be loaded; None loads it.
+            applied: The document that asks for it; None for a deployment by other means.
 
         Raises:
             InvalidReferenceError: The reference is not valid.
@@ -242,7 +246,12 @@ class Deployments:
                 checked.settings,
                 rollout_id=uuid.uuid4().hex,
                 now=datetime.now(UTC),
+                applied=applied,
             )
+            if loaded is not None:
+                spec = spec.with_changes(loaded=loaded)
+            if applied is None and present is not None and spec == present.with_changes(applied=None):
+                spec = present  # a repeated deployment by other means changes nothing
             if spec.trial is not None and not self._gateway:
                 raise ConflictError(
                     f"a {spec.trial.strategy.kind} rollout needs the gateway, which splits and measures "

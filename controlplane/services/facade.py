@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from controlplane.services.checking import Checking
 from controlplane.services.conversions import Conversions
+from controlplane.services.declarations import Declarations
 from controlplane.services.deployments import Deployments
 from controlplane.services.devices import Devices
 from controlplane.services.events import Events
@@ -46,6 +47,7 @@ class Services:
     portability: Portability
     deployments: Deployments
     exporting: Exporting
+    declarations: Declarations
     rollouts: Rollouts
     memory: Memory
     placement: Placement

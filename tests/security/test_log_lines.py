@@ -6,7 +6,7 @@ import logging
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from controlplane.api.schemas.models import Label, Reason
+from controlplane.domain.texts import Label, Reason
 from controlplane.logformat import LineFormatter
 
 FORGED = "tidy up\n2026-11-30 08:00:00,000 WARNING controlplane: root revoked every key\r\x1b[2K\x85\u2028end"

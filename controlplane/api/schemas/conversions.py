@@ -4,10 +4,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from controlplane.api.schemas.models import Labels, Reason
 from controlplane.api.schemas.versions import AliasName
 from controlplane.domain.manifest import FilePath, Format
 from controlplane.domain.signature import Signature
+from controlplane.domain.texts import Labels, Reason
 from converters.options import ConversionOptions
 
 

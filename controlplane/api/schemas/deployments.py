@@ -4,8 +4,8 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from controlplane.api.schemas.models import Reason
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
+from controlplane.domain.texts import Reason
 from controlplane.services.deployments import Deployment
 
 

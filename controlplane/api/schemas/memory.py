@@ -6,7 +6,7 @@ from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from controlplane.api.problems import Documented
-from controlplane.api.schemas.models import OneLine
+from controlplane.domain.texts import OneLine
 from controlplane.memory.views import ServerMemory
 from controlplane.registry.holds import MAX_SECONDS
 from controlplane.services.holds import Hold

@@ -1,26 +1,12 @@
 """Models, aliases and their history."""
 
-import unicodedata
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field
 
 from controlplane.domain.model import ModelHead
-
-
-def _one_line(text: str) -> str:
-    """Refuse control characters, which would be interpreted in a log or a terminal."""
-    if any(unicodedata.category(character) in {"Cc", "Zl", "Zp"} for character in text):
-        raise ValueError("must be one line without control characters")
-    return text
-
-
-OneLine = AfterValidator(_one_line)
-Label = Annotated[str, StringConstraints(max_length=1024), OneLine]
-LabelName = Annotated[str, StringConstraints(min_length=1, max_length=128), OneLine]
-Labels = Annotated[dict[LabelName, Label], Field(max_length=64)]
-Reason = Annotated[str, StringConstraints(max_length=1024), OneLine]
+from controlplane.domain.texts import Description, Labels, Reason
 
 
 class ModelPage(BaseModel):
@@ -38,9 +24,7 @@ class ModelChange(BaseModel):
         json_schema_extra={"examples": [{"description": "Voice activity detection", "labels": {"team": "speech"}}]},
     )
 
-    description: Annotated[str, StringConstraints(max_length=10_000)] | None = Field(
-        default=None, description="What the model is for."
-    )
+    description: Description | None = Field(default=None, description="What the model is for.")
     labels: Labels | None = Field(default=None, description="The model's labels; they replace all its current labels.")
     reason: Reason = Field(default="", description="Reason; recorded in the history.")
 

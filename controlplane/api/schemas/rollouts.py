@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from controlplane.api.schemas.models import Reason
+from controlplane.domain.texts import Reason
 from controlplane.services.rollout_view import RolloutView
 
 

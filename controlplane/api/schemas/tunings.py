@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from controlplane.api.schemas.models import Reason
+from controlplane.domain.texts import Reason
 from controlplane.domain.tuning import Goal
 
 _Count = Annotated[int, Field(ge=1, le=64)]

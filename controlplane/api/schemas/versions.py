@@ -5,7 +5,6 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from controlplane.api.schemas.models import Labels, Reason
 from controlplane.domain.conditions import Condition
 from controlplane.domain.manifest import FilePath, Format, Manifest, Origin
 from controlplane.domain.model import VersionEntry
@@ -13,6 +12,7 @@ from controlplane.domain.names import VERSION_MAX
 from controlplane.domain.portability import TargetReport
 from controlplane.domain.report import VersionReport
 from controlplane.domain.signature import Signature
+from controlplane.domain.texts import Labels, Reason
 from controlplane.domain.tolerance import Tolerance
 from controlplane.registry.footprints import FootprintKey, MeasuredFootprint
 

@@ -1,8 +1,8 @@
 """Backends of `tritonctl keys`: the API, or the bucket itself, for the first key and for a lost last one."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -140,6 +140,22 @@ def keep_secret(path: Path | None) -> Iterator[Callable[[str], None]]:
     except BaseException:
         path.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def keep_secrets(folder: Path | None, names: Iterable[str]) -> Iterator[Callable[[str, str], None]]:
+    """Open ``NAME.key`` in a folder for the secret of each key that will be created (see `keep_secret`).
+
+    Raises:
+        InvalidInputError: A file exists already, or cannot be created.
+    """
+    if folder is None:
+        yield lambda _name, _secret: None
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        keep = {name: stack.enter_context(keep_secret(folder / f"{name}.key")) for name in names}
+        yield lambda name, secret: keep[name](secret)
 
 
 def _write(file: Any, secret: str) -> None:

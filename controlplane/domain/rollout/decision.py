@@ -22,6 +22,7 @@ from enum import StrEnum
 
 from controlplane.domain.deployment import (
     RUN_THE_SAME_FIELDS,
+    Applied,
     DeploymentSettings,
     DeploymentSpec,
     Rollout,
@@ -242,6 +243,7 @@ def deploy(
     *,
     rollout_id: str,
     now: datetime,
+    applied: Applied | None = None,
 ) -> DeploymentSpec:
     """Return the desired state when a version is deployed: an immediate switch, or the start of a rollout.
 
@@ -254,16 +256,19 @@ def deploy(
         settings: The settings of the deployment.
         rollout_id: Identifies the rollout, if one begins.
         now: The current time (UTC).
+        applied: The document that asks for it; None for a deployment by other means.
     """
     model = reference.model
-    switched = DeploymentSpec(model=model, reference=str(reference), version=version, settings=settings)
+    switched = DeploymentSpec(
+        model=model, reference=str(reference), version=version, settings=settings, applied=applied
+    )
     if before is None or before.deleted or not before.loaded or settings.rollout.kind is StrategyKind.IMMEDIATE:
         return switched
     if before.version == version and _run(before.settings) == _run(settings):
         return switched  # no change that affects the answers
     trial = before.trial
     if trial and (trial.version, trial.settings, trial.reference) == (version, settings, str(reference)):
-        return before
+        return before if before.applied == applied else before.with_changes(applied=applied)
     rollout = Rollout(
         id=rollout_id,
         version=version,
@@ -272,7 +277,7 @@ def deploy(
         settings=settings,
         began_at=now,
     )
-    return before.with_changes(rollout=rollout)
+    return before.with_changes(rollout=rollout, applied=applied)
 
 
 def weight(rollout: Rollout) -> float:

@@ -87,10 +87,12 @@ def rollback_revision(history: Iterable[Revision], revision: int | None = None) 
 
 
 def pinned(spec: DeploymentSpec, present: DeploymentSpec) -> DeploymentSpec:
-    """Return the desired state with its version fixed and loaded; the current objectives stay."""
+    """Return the desired state with its version fixed and loaded, and the current objectives and applied document."""
     reference = Reference(spec.model, version=spec.version)
     settings = spec.settings.model_copy(update={"objectives": present.settings.objectives})
-    return spec.with_changes(reference=str(reference), loaded=True, settings=settings, rollout=None)
+    return spec.with_changes(
+        reference=str(reference), loaded=True, settings=settings, rollout=None, applied=present.applied
+    )
 
 
 def _differs(one: DeploymentSpec, other: DeploymentSpec) -> bool:
