@@ -1,10 +1,14 @@
 """`tritonctl import` of a repository folder against a running control plane."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tritonclient.grpc import InferenceServerClient
 
 from tests.cli.conftest import Cli
+from tests.support.s3server import S3Server
+from tests.support.triton import running_triton
 from tests.triton_format import directories
 
 
@@ -101,3 +105,59 @@ def test_push_of_one_of_several_versions(cli: Cli, tmp_path: Path) -> None:
     assert (result["version"], result["format"]) == (1, "triton")
     cli.ok("pull", "chosen:1", tmp_path / "pulled")
     assert cli.ok("push", "chosen", tmp_path / "pulled", "-o", "json").json["unchanged"]
+
+
+def test_repository_in_a_bucket_is_imported(cli: Cli, moto: S3Server) -> None:
+    bucket = moto.new_bucket()
+    files = directories.onnx(2.0, folder=3) | {"11/model.onnx": directories.onnx(4.0)["1/model.onnx"]}
+    client = moto.client()
+    objects = {f"bucket-onnx/{path}": content for path, content in files.items()}
+    objects |= {"bucket-broken/config.pbtxt": b"nonsense", "bucket-broken/1/model.onnx": b"x", "README.md": b"none"}
+    objects |= {"bucket-onnx/": b"", "bucket-onnx/.cache/x": b"hidden", ".git/1/x": b""}
+    for key, content in objects.items():
+        client.put_object(Bucket=bucket, Key=f"some/where/{key}", Body=content)
+    client.close()
+    settings: dict[str, Any] = {
+        "CONTROLPLANE_STORE__ACCESS_KEY_ID": moto.access_key_id,
+        "CONTROLPLANE_STORE__SECRET_ACCESS_KEY": moto.secret_access_key,
+    }
+    source = (f"s3://{bucket}/some/where", "--endpoint", moto.endpoint_url)
+
+    def run(*more: str) -> dict[tuple[str, int], tuple[str, int | None]]:
+        done = cli("import", *source, *more, "-o", "json", **settings)
+        assert done.code == 7, done.err
+        return {(row["model"], row["folder"]): (row["result"], row["version"]) for row in done.json["items"]}
+
+    broken = {("bucket-broken", 1): ("refused", None)}
+    one, two = ("bucket-onnx", 3), ("bucket-onnx", 11)
+    assert run("--dry-run") == {**broken, one: ("would import", None), two: ("would import", None)}
+    assert run() == {**broken, one: ("imported", 3), two: ("imported", 11)}
+    assert run() == {**broken, one: ("unchanged", 3), two: ("unchanged", 11)}
+
+    missing = cli("import", f"s3://{bucket}-none/x", "--endpoint", moto.endpoint_url, **settings)
+    assert missing.code == 4
+    assert "does not exist" in missing.err
+    empty = cli("import", f"s3://{bucket}/nothing", "--endpoint", moto.endpoint_url, **settings)
+    assert "contains no model directory" in empty.err
+
+
+@pytest.mark.triton
+def test_loaded_models_of_a_running_triton_are_imported(cli: Cli, tmp_path: Path) -> None:
+    repository = tmp_path / "model_repository"
+    write(repository / "running", directories.scaling(2.0) | {"4/model.py": directories.scaling()["1/model.py"]})
+    write(repository / "idle", directories.scaling(3.0))
+    with running_triton(tmp_path) as triton, InferenceServerClient(triton.server.grpc_url) as client:
+        client.load_model("running")  # without a version policy, only the newest version
+        source = triton.server.http_url.replace("http://", "triton://")
+        assert results(cli, source, repository, "--dry-run", code=0) == {("running", 4): ("would import", None)}
+        assert results(cli, source, repository, code=0) == {("running", 4): ("imported", 4)}
+        assert results(cli, source, repository, code=0) == {("running", 4): ("unchanged", 4)}
+        other = cli("import", source, tmp_path / "triton")
+        assert other.code == 7
+        assert "the server has loaded it, but there is no folder" in other.out
+        grpc = cli("import", f"triton://{triton.server.grpc_url}", repository)
+        assert grpc.code == 4
+        assert "give the port of its HTTP service" in grpc.err
+    assert "no Triton answers" in cli("import", source, repository).err
+    assert "triton://HOST:PORT" in cli("import", source).err
+    assert "is not supported" in cli("import", "gs://bucket/x").err

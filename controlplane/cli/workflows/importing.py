@@ -1,6 +1,6 @@
-"""`import`: publishes every version of every model directory in a Triton model repository on this machine."""
+"""`import`: publishes every version of every model directory in a Triton model repository."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,15 +8,16 @@ from typing import Any
 from controlplane.cli.output import Output
 from controlplane.cli.progress import Bar
 from controlplane.cli.references import fetch_version
+from controlplane.cli.workflows.import_sources import ModelSource
 from controlplane.cli.workflows.push import PublishOptions, publish
 from controlplane.cli.workflows.upload import fingerprint
 from controlplane.client.errors import ClientError, NotRunningError, OperationFailedError
 from controlplane.client.http import Client, segment
 from controlplane.client.models import Version
-from controlplane.domain.model_directory import CONFIG_FILE, stored_path, version_folders
+from controlplane.domain.model_directory import CONFIG_FILE, stored_path
 from controlplane.domain.names import VERSION_MAX, Reference, validate_model_name
-from controlplane.errors import ControlPlaneError, InvalidArtifactError, InvalidInputError, NotFoundError
-from controlplane.triton.model_directory import read_model_directory
+from controlplane.errors import ControlPlaneError, InvalidInputError, NotFoundError
+from controlplane.triton.model_directory import ModelDirectory, read_model_directory
 
 _REFUSED_NUMBER = frozenset({"conflict", "already-exists"})
 """Codes of a publication that cannot have the number of its folder."""
@@ -45,7 +46,14 @@ class Row:
 
 
 def import_repository(
-    client: Client, source: Path, options: PublishOptions, data_dir: Path, out: Output, *, dry_run: bool
+    client: Client,
+    models: Sequence[ModelSource],
+    source: str,
+    options: PublishOptions,
+    data_dir: Path,
+    out: Output,
+    *,
+    dry_run: bool,
 ) -> list[Row]:
     """Publish the versions that the registry does not have yet, and return a row for each version folder.
 
@@ -53,68 +61,63 @@ def import_repository(
     others.
 
     Raises:
-        InvalidInputError: The folder contains no model directory.
+        InvalidInputError: There is no model.
         NotRunningError: The control plane is unreachable.
     """
-    models = list(model_folders(source))
     if not models:
         raise InvalidInputError(
             f"{source} contains no model directory; a model repository has a folder for each model, with {CONFIG_FILE} "
             "and version folders"
         )
     rows = []
-    for folder in models:
-        rows += _import_model(client, folder, options, data_dir, out, dry_run=dry_run)
+    for model in models:
+        rows += _import_model(client, model, options, data_dir, out, dry_run=dry_run)
     return rows
 
 
-def model_folders(source: Path) -> Iterator[Path]:
-    """Yield the folders of a model repository that are model directories, by name.
-
-    Raises:
-        InvalidInputError: The source is not a folder.
-    """
-    if not source.is_dir():
-        raise InvalidInputError(f"{source} is not a folder")
-    for folder in sorted(source.iterdir()):
-        if (
-            folder.is_dir()
-            and not folder.name.startswith(".")
-            and ((folder / CONFIG_FILE).is_file() or _numbers(folder))
-        ):
-            yield folder
-
-
-def _numbers(folder: Path) -> list[int]:
-    return version_folders(f"{one.name}/x" for one in folder.iterdir() if one.is_dir())
-
-
 def _import_model(
-    client: Client, folder: Path, options: PublishOptions, data_dir: Path, out: Output, *, dry_run: bool
+    client: Client, model: ModelSource, options: PublishOptions, data_dir: Path, out: Output, *, dry_run: bool
 ) -> list[Row]:
-    name, numbers = folder.name, _numbers(folder)
+    name, numbers = model.name, model.numbers
+    rows: list[Row] = []
     try:
         validate_model_name(name)
-        if not (folder / CONFIG_FILE).is_file():
-            raise InvalidArtifactError(
-                f"it has no {CONFIG_FILE}; publish its model file with `tritonctl push {name} FILE`"
-            )
-        if not numbers:
-            raise InvalidArtifactError("it has no version folder")
+        model.check()
+        if dry_run and (previews := _previews(model)):
+            return previews
         known = _known(client, name)
+        with model.folder(out) as folder:
+            for number in numbers:
+                try:
+                    rows.append(_import_version(client, folder, number, known, options, data_dir, out, dry_run=dry_run))
+                except NotRunningError:
+                    raise
+                except ControlPlaneError as error:
+                    rows.append(Row(name, number, "refused", message=error.message))
     except NotRunningError:
         raise
     except ControlPlaneError as error:
         return [Row(name, number, "refused", message=error.message) for number in numbers or (None,)]
-    rows = []
-    for number in numbers:
-        try:
-            rows.append(_import_version(client, folder, number, known, options, data_dir, out, dry_run=dry_run))
-        except NotRunningError:
-            raise
-        except ControlPlaneError as error:
-            rows.append(Row(name, number, "refused", message=error.message))
     return rows
+
+
+def _previews(model: ModelSource) -> list[Row]:
+    """Return the rows of a dry run for a model whose files are elsewhere; empty if they are on this machine."""
+    rows = []
+    for number in model.numbers:
+        try:
+            seen = model.preview(number)
+            if seen is None:
+                return []
+            rows.append(_would_import(model.name, number, read_model_directory(*seen)))
+        except ControlPlaneError as error:
+            rows.append(Row(model.name, number, "refused", message=error.message))
+    return rows
+
+
+def _would_import(name: str, number: int, found: ModelDirectory) -> Row:
+    needs = f"contains code, so the key needs the scope code: {found.code}" if found.code else ""
+    return Row(name, number, "would import", message="; ".join(filter(None, (needs, *found.notes))))
 
 
 def _import_version(
@@ -136,8 +139,7 @@ def _import_version(
     # Checked here as well, so that nothing is uploaded that the server would refuse, and a dry run says the same.
     found = read_model_directory((folder / CONFIG_FILE).read_bytes(), {path for path, _ in content})
     if dry_run:
-        needs = f"contains code, so the key needs the scope code: {found.code}" if found.code else ""
-        return Row(folder.name, number, "would import", message="; ".join(filter(None, (needs, *found.notes))))
+        return _would_import(folder.name, number, found)
     result, why = _publish(client, folder, number, known, options, data_dir, out)
     notes = (f"needs something: {result['missing']}" if result.get("missing") else "", why, *result.get("warnings", ()))
     state = "unchanged" if result.get("unchanged") else "imported"
