@@ -1,16 +1,26 @@
 """Frozen settings, read once when the application is built.
 
 Every setting can be given as an environment variable with the prefix ``CONTROLPLANE_`` and ``__`` between groups, for
-example ``CONTROLPLANE_STORE__URL=s3://models/prod``. S3 credentials come from boto3's usual chain.
+example ``CONTROLPLANE_STORE__URL=s3://models/prod``, or in the TOML file that ``CONTROLPLANE_CONFIG`` names, for
+example ``[store]`` and ``url = "s3://models/prod"``; a variable has precedence. S3 credentials come from boto3's usual
+chain.
 """
 
+import os
+import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
-from controlplane.defaults import DATA_DIR
+from controlplane.defaults import CONFIG_VARIABLE, DATA_DIR
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
@@ -463,6 +473,13 @@ class ScrubSettings(_Group):
     )
 
 
+class ConfigFileError(SettingsError):
+    """The configuration file cannot be used; the message is for its author."""
+
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
 class Settings(BaseSettings):
     """All settings."""
 
@@ -476,7 +493,14 @@ class Settings(BaseSettings):
     )
 
     data_dir: Path = Field(default=DATA_DIR, description="Folder for local state.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Log level.")
+    log_level: LogLevel = Field(default="info", description="Log level.")
+    log_levels: dict[str, LogLevel] = Field(
+        default_factory=dict,
+        description="Log levels of single modules, for example {'controlplane.gateway': 'debug'}.",
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Form of the log: text, or one JSON object a line with the trace's id."
+    )
     sandbox: Literal["auto", "required", "off"] = Field(
         default="auto",
         description="Isolation of the embedded Triton and of conversions with bubblewrap. auto: if the "
@@ -498,3 +522,36 @@ class Settings(BaseSettings):
     gateway: GatewaySettings = GatewaySettings()
     gc: GcSettings = GcSettings()
     scrub: ScrubSettings = ScrubSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - not used here
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - not used here
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return where settings come from, by precedence: arguments, environment, configuration file.
+
+        Raises:
+            ConfigFileError: The configuration file cannot be read, or is not TOML.
+        """
+        path = os.environ.get(CONFIG_VARIABLE, "")
+        return init_settings, env_settings, InitSettingsSource(settings_cls, read_config(Path(path)) if path else {})
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the settings in a TOML file, unchecked.
+
+    Raises:
+        ConfigFileError: It cannot be read, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigFileError(
+            f"failed to read the configuration file {path}: {(error.strerror or '').lower()}"
+        ) from error
+    except ValueError as error:
+        raise ConfigFileError(f"the configuration file {path} is not valid TOML: {error}") from error

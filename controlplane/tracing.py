@@ -103,15 +103,22 @@ def span(name: str, *, parent: str = "", **attributes: str | float) -> AbstractC
     return _OFF if _traces.tracer is None else _span(name, parent, attributes)
 
 
+def current() -> str:
+    """Return the W3C ``traceparent`` of this context; empty if no span is open or tracing is off."""
+    if _traces.tracer is None:
+        return ""
+    carrier: dict[str, str] = {}
+    _traces.propagator.inject(carrier)
+    return carrier.get("traceparent", "")
+
+
 def carry(model: str) -> None:
     """Keep this context for the reconciler's work on a model; it replaces the context that was kept before."""
     if _traces.tracer is None:
         return
-    carrier: dict[str, str] = {}
-    _traces.propagator.inject(carrier)
     _traces.carried.pop(model, None)
-    if "traceparent" in carrier:
-        _traces.carried[model] = carrier["traceparent"]
+    if parent := current():
+        _traces.carried[model] = parent
     if len(_traces.carried) > _CARRIED_MAX:
         _traces.carried.popitem(last=False)
 

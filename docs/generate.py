@@ -32,8 +32,10 @@ def settings_page() -> str:
     top = [(name, field) for name, field in Settings.model_fields.items() if not _is_group(field.annotation)]
     lines = [
         "# Settings\n",
-        "Every setting is an environment variable; lists and mappings are JSON. Settings are read once, at start. S3\n"
-        "credentials that are not set come from boto3's usual chain.\n",
+        "Every setting is an environment variable; lists and mappings are JSON. A TOML file (`--config FILE` or\n"
+        "`CONTROLPLANE_CONFIG`) can have them as well, each group as a table: a variable has precedence over the\n"
+        "file, and an option over both. Settings are read once, at start. S3 credentials that are not\n"
+        "set come from boto3's usual chain.\n",
         _table(
             ("variable", "default", "meaning"),
             ((f"`{_PREFIX}{name.upper()}`", _default(field), _cell(field.description)) for name, field in top),

@@ -197,6 +197,14 @@ def _settings_error(error: Exception) -> Exception | None:
     from controlplane.domain.validation import sentence
     from controlplane.errors import InvalidInputError
 
+    if type(error).__name__ == "ConfigFileError":  # by name: settings are slow to import
+        return InvalidInputError(str(error))
+    if type(error).__name__ == "SettingsError":
+        field = str(error).partition('"')[2].partition('"')[0]
+        return InvalidInputError(
+            f"a variable of the setting {field} (CONTROLPLANE_{field.upper()}…) is not valid JSON, which lists and "
+            "mappings must be"
+        )
     if not isinstance(error, ValidationError) or error.title != "Settings":
         return None
     first = error.errors(include_url=False)[0]

@@ -1,11 +1,13 @@
 """Commands that run the control plane: `up`, `down`, `serve`."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from controlplane.cli.session import Session, command
+from controlplane.defaults import CONFIG_VARIABLE
 
 PANEL = "Run"
 
@@ -51,6 +53,19 @@ TlsClientCaOption = Annotated[
 LevelOption = Annotated[
     Literal["debug", "info", "warning", "error"] | None,
     typer.Option("--log-level", help="Minimum level of messages logged to stderr."),
+]
+FormatOption = Annotated[
+    Literal["text", "json"] | None,
+    typer.Option("--log-format", help="Form of the log on stderr: text, or one JSON object a line."),
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        envvar=CONFIG_VARIABLE,
+        metavar="FILE",
+        help="Settings as a TOML file. Environment variables and options have precedence.",
+    ),
 ]
 
 
@@ -133,6 +148,8 @@ def up(
     tls_key: TlsKeyOption = None,
     tls_client_ca: TlsClientCaOption = None,
     log_level: LevelOption = None,
+    log_format: FormatOption = None,
+    config: ConfigOption = None,
 ) -> None:
     """Run everything on this machine: Triton, the store in a folder, the API and the gateway.
 
@@ -142,6 +159,7 @@ def up(
     from controlplane.cli.workflows.up import run_here, start_detached
     from controlplane.settings import Settings
 
+    _use(session, config)
     data_dir = session.folder()
     if detach:
         options: dict[str, object] = {
@@ -157,6 +175,8 @@ def up(
             "gateway": True if gateway else None,
             "no-gateway": True if gateway is False else None,
             "log-level": log_level,
+            "log-format": log_format,
+            "config": config and config.absolute(),
             "tls-cert": tls_cert,
             "tls-key": tls_key,
             "tls-client-ca": tls_client_ca,
@@ -174,7 +194,7 @@ def up(
             **_given(http_port=http_port or None, grpc_port=grpc_port or None, metrics_port=metrics_port or None),
         },
         "gateway": _gateway(port, gateway_http_port, gateway_grpc_port, gateway),
-        **_given(log_level=log_level),
+        **_given(log_level=log_level, log_format=log_format),
     }
     run_here(session, Settings(**chosen))
 
@@ -220,6 +240,8 @@ def serve(
         ),
     ] = None,
     log_level: LevelOption = None,
+    log_format: FormatOption = None,
+    config: ConfigOption = None,
     insecure: InsecureOption = False,
     tls_cert: TlsCertOption = None,
     tls_key: TlsKeyOption = None,
@@ -234,15 +256,28 @@ def serve(
     from controlplane.cli.workflows.up import run_here
     from controlplane.settings import Settings
 
+    _use(session, config)
     chosen: dict[str, Any] = {
         "data_dir": session.folder(),
         "api": _api(port, host, tls_cert, tls_key, tls_client_ca),
         "auth": _given(mode="off" if insecure else None),
         "store": _given(url=store, endpoint_url=endpoint, region=region),
         "triton": _given(servers=[_server(text) for text in triton] if triton else None),
-        **_given(log_level=log_level),
+        **_given(log_level=log_level, log_format=log_format),
     }
     run_here(session, Settings(**chosen))
+
+
+def _use(session: Session, config: Path | None) -> None:
+    """Make this process and those that it starts read a configuration file."""
+    from controlplane.settings import read_config
+
+    if config is None:
+        return
+    os.environ[CONFIG_VARIABLE] = str(config.absolute())
+    folder = read_config(config).get("data_dir")
+    if session.data_dir is None and isinstance(folder, str):
+        session.data_dir = Path(folder)
 
 
 def _api(

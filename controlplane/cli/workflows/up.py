@@ -16,7 +16,7 @@ from controlplane.client.discovery import LOG_NAME, RECORD_NAME, UpRecord, is_lo
 from controlplane.client.errors import ChildFailedError, NotRunningError, WaitTimeoutError
 from controlplane.errors import ConflictError
 from controlplane.folders import make_private
-from controlplane.logformat import LineFormatter
+from controlplane.logformat import JsonFormatter, LineFormatter
 from controlplane.settings import Settings
 
 _POLL_SECONDS = 0.05
@@ -38,17 +38,19 @@ def run_here(session: Session, settings: Settings) -> None:
         _print_warning(out, str(record.get("warning", "")))
         out.line("stop it with Ctrl-C or `tritonctl down`")
 
-    _log_to_stderr(settings.log_level)
+    _log_to_stderr(settings)
     process.run(settings, on_ready=ready)
 
 
-def _log_to_stderr(level: str) -> None:
+def _log_to_stderr(settings: Settings) -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LineFormatter())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else LineFormatter())
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     # At level info, these log one line for each request.
     for noisy in ("httpx", "httpcore", "botocore", "urllib3", "asyncio", "uvicorn"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
+    for module, level in settings.log_levels.items():
+        logging.getLogger(module).setLevel(level.upper())
 
 
 def log_tail(path: Path, lines: int = 15, *, start: int = 0) -> str:
