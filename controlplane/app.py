@@ -61,6 +61,7 @@ from controlplane.services.placement import Placement
 from controlplane.services.portability import Portability
 from controlplane.services.publishing import Publishing
 from controlplane.services.rollouts import Rollouts
+from controlplane.services.samples import SampleRecording
 from controlplane.services.scrubbing import Scrubbing
 from controlplane.services.servers import Servers
 from controlplane.services.tuning.service import Tunings, room_of
@@ -349,9 +350,12 @@ class ControlPlane:
         memory = Memory(deployments, reconciler)
         models = Models(registry, reconciler)
         gateway = GatewayService(self.gateway)
+        versions = Versions(registry, servers)
+        inference = Inference(registry, reconciler, servers, self.gateway)
         return Services(
             models=models,
-            versions=Versions(registry, servers),
+            versions=versions,
+            samples=SampleRecording(registry, reconciler, inference, versions, servers, self.gateway),
             uploads=uploads,
             publishing=Publishing(registry, uploads, operations, workers, workspace, reconciler, servers),
             conversions=Conversions(registry, uploads, operations, workers, workspace, reconciler),
@@ -365,7 +369,7 @@ class ControlPlane:
             memory=memory,
             holds=Holds(registry.holds, deployments, memory, reconciler),
             large_json=large_json,
-            inference=Inference(registry, reconciler, servers, self.gateway),
+            inference=inference,
             servers=Servers(reconciler),
             devices=Devices(servers),
             monitoring=Monitoring(

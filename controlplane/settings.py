@@ -287,6 +287,11 @@ class ReconcilerSettings(_Group):
     proof_timeout_seconds: float = Field(
         default=60.0, gt=0, description="Timeout of the inference of one golden sample."
     )
+    record_first_answers: bool = Field(
+        default=True,
+        description="Whether the answers of a version without golden samples are recorded as golden samples at its "
+        "first deployment, if they are the same twice.",
+    )
     backoff_initial_seconds: float = Field(default=2.0, gt=0, description="Delay after a first failure.")
     backoff_max_seconds: float = Field(default=300.0, gt=0, description="Maximum delay after repeated failures.")
     lease_seconds: float = Field(default=15.0, gt=0, description="Duration of the leader's lease without a renewal.")

@@ -27,6 +27,7 @@ from controlplane.api.routers import (
     operations,
     placement,
     rollouts,
+    samples,
     signatures,
     system,
     tunings,
@@ -101,6 +102,7 @@ def create_application(metrics: Metrics, limits: BodyLimits, lifespan: Lifespan 
     for router in (
         models.router,
         versions.router,
+        samples.router,
         signatures.router,
         uploads.router,
         conversions.router,

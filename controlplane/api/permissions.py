@@ -65,6 +65,11 @@ PERMISSIONS: Mapping[str, Permission] = {
     "downloadFile": _READ,
     "listReports": _READ,
     "downloadSamples": _READ,
+    "listRecordedSamples": _READ,
+    "deleteRecordedSamples": _DEPLOY,
+    "addSamples": _DEPLOY,
+    # Inputs of clients are kept: a decision of an administrator.
+    "recordTraffic": Permission(Scope.ADMIN, Models.PATH),
     "downloadLog": _READ,
     # Uploads and conversions: an upload is not part of a model yet
     "createUpload": Permission(Scope.DEPLOY),

@@ -9,6 +9,7 @@ from controlplane.domain.conditions import Condition
 from controlplane.domain.deployment import DeploymentSpec
 from controlplane.domain.health import ServerHealth
 from controlplane.domain.manifest import FileEntry, Manifest
+from controlplane.domain.recorded_samples import SampleRecord
 from controlplane.domain.states import DeploymentStatus
 from controlplane.gateway.views import GatewayAddress as GatewayAddress
 from controlplane.gateway.views import GatewayView as GatewayView
@@ -87,7 +88,24 @@ class VersionDetail(Record):
     entry: Version
     manifest: Manifest
     aliases: tuple[str, ...] = ()
+    recorded_samples: tuple[SampleRecord, ...] = ()
     conditions: tuple[Condition, ...] = ()
+
+
+class RecordedSampleList(Record):
+    """The samples of a version that were recorded after its publication."""
+
+    version: int
+    items: tuple[SampleRecord, ...]
+
+
+class RecordedSamples(Record):
+    """What was recorded, and why inputs were left out."""
+
+    model: str
+    version: int
+    record: SampleRecord
+    skipped: tuple[str, ...] = ()
 
 
 class VersionFootprint(Record):

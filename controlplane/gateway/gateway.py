@@ -279,7 +279,11 @@ class Gateway:
             (self._folder / name).write_text(text, encoding="utf-8")
 
     def _inputs(self) -> "_Inputs":
-        return _Inputs(self._open_routes.open, self._access.direct(), self.activator.splits.parts())
+        return _Inputs(
+            self._open_routes.open,
+            self._access.direct(),
+            {**self.activator.recorder.parts(), **self.activator.splits.parts()},
+        )
 
     def _wanted(self, inputs: "_Inputs") -> Table:
         routes = {

@@ -21,6 +21,7 @@ from controlplane.errors import ControlPlaneError, InvalidArtifactError, TritonE
 from controlplane.lifecycle.actions import Action, CleanUp, Load, Prove, Stage, Term, Unload, Wait
 from controlplane.lifecycle.desired import DesiredStateResolver, PreparedVersion
 from controlplane.lifecycle.proof import prove, smallest
+from controlplane.lifecycle.proof_samples import ProofSamples
 from controlplane.lifecycle.qualification import QualificationSpec, artifact_check, qualify
 from controlplane.lifecycle.staging import Staging
 from controlplane.lifecycle.state import ProofStatus
@@ -104,6 +105,7 @@ class Executor:
         desired_state: Source of golden samples.
         term: See `Authority.term`; compared with its value at the start of the action right before any change.
         proof_timeout_seconds: Deadline of one golden sample.
+        records_first: Whether the first answers of a version without golden samples are recorded.
 
     Attributes:
         traffic: Drains traffic from the servers.
@@ -116,7 +118,9 @@ class Executor:
         *,
         term: Callable[[], Term | None],
         proof_timeout_seconds: float,
+        records_first: bool = True,
     ) -> None:
+        self._samples = ProofSamples(registry.recorded, desired_state, records_first=records_first)
         self._registry = registry
         self._desired_state = desired_state
         self._staging = Staging(registry, desired_state)
@@ -181,7 +185,7 @@ class Executor:
                 case Load():
                     await self._load(server, model, action, prepared, outcome, permit)
                 case Prove():
-                    await self._prove(server, model, action, _needed(prepared, action), outcome, exam)
+                    await self._prove(server, model, action, _needed(prepared, action), outcome, exam, permit)
                 case Unload(candidate=True):
                     permit.check()
                     # Only open sequences can need it: other requests in flight are answered before Triton unloads it.
@@ -294,18 +298,30 @@ class Executor:
         prepared: PreparedVersion,
         outcome: Outcome,
         exam: QualificationSpec | None,
+        permit: _Permit,
     ) -> None:
-        samples = await self._samples(prepared)
-        if action.light:
-            samples = smallest(samples)
+        name = candidate_name(model) if action.candidate else model
+        samples = await self._samples.read(model, prepared, fresh=not action.light)
+        sent = smallest(samples) if action.light else samples
         with _timed(outcome, "prove"):
-            outcome.mark, outcome.proof, outcome.requests = await prove(
-                server.client,
-                candidate_name(model) if action.candidate else model,
-                prepared,
-                samples,
-                timeout_seconds=self._proof_timeout,
+            outcome.mark, proof, outcome.requests = await prove(
+                server.client, name, prepared, sent, timeout_seconds=self._proof_timeout
             )
+            if outcome.mark is ProofStatus.PASSED and not samples and not action.light:
+                proof, sent, asked = await self._samples.record_first(
+                    server,
+                    model,
+                    name,
+                    prepared,
+                    proof,
+                    timeout_seconds=self._proof_timeout,
+                    permit=permit.check,
+                )
+                outcome.requests += asked
+            elif outcome.mark is ProofStatus.MISMATCH:
+                hint = self._samples.hint(model, prepared, samples)
+                proof = proof.model_copy(update={"message": f"{proof.message}{hint}"})
+        outcome.proof, samples = proof, sent
         if exam is not None:
             with _timed(outcome, "examine"):
                 await self._examine(server, model, action, prepared, samples, outcome, exam)
@@ -324,7 +340,7 @@ class Executor:
         assert mark is not None
         assert proof is not None
         name = candidate_name(model) if action.candidate else model
-        peer_samples = await self._samples(exam.peer) if exam.peer is not None else ()
+        peer_samples = await self._samples.read(model, exam.peer) if exam.peer is not None else ()
         outcome.report, requests, outcome.peer_requests = await qualify(
             server,
             model,
@@ -339,9 +355,6 @@ class Executor:
         if mark is ProofStatus.PASSED and failed:
             outcome.mark = ProofStatus.REGRESSED
             outcome.proof = proof.model_copy(update={"agrees": False, "message": "; ".join(failed)})
-
-    async def _samples(self, prepared: PreparedVersion) -> tuple[Sample, ...]:
-        return await asyncio.to_thread(self._desired_state.samples, prepared)
 
 
 def _needed(prepared: PreparedVersion | None, action: Stage | Prove) -> PreparedVersion:

@@ -151,6 +151,7 @@ class Reconciler:
             self._desired_state,
             term=lambda: authority.term,
             proof_timeout_seconds=settings.proof_timeout_seconds,
+            records_first=settings.record_first_answers,
         )
         self._reader = DesiredStateReader(
             registry,

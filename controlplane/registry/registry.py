@@ -35,6 +35,7 @@ from controlplane.registry.models import KIND as MODELS
 from controlplane.registry.models import Models
 from controlplane.registry.proofs import Proofs
 from controlplane.registry.publish import Publisher
+from controlplane.registry.recorded_samples import RecordedSamples
 from controlplane.registry.reports import Reports
 from controlplane.registry.scrub import Scrub
 from controlplane.registry.signatures import Signatures
@@ -57,6 +58,7 @@ class Registry:
         footprints: Measured footprints of versions.
         reports: Qualification reports of versions.
         proofs: Passed proofs on record.
+        recorded: Samples that were recorded after publication.
         holds: Client holds on models.
         keys: API keys.
         signatures: Signatures of versions, and which versions may be deployed.
@@ -102,6 +104,7 @@ class Registry:
         self.footprints = Footprints(store)
         self.reports = Reports(store)
         self.proofs = Proofs(store)
+        self.recorded = RecordedSamples(store)
         self.condition_log = ConditionLog(store)
         self.holds = ModelHolds(store, clock=self.clock.now, changes=self.changes, feed=self.feed)
         self.keys = ApiKeys(store, clock=self.clock.now, changes=self.changes, feed=self.feed, memory=memory)

@@ -26,6 +26,7 @@ from controlplane.services.placement import Placement
 from controlplane.services.portability import Portability
 from controlplane.services.publishing import Publishing
 from controlplane.services.rollouts import Rollouts
+from controlplane.services.samples import SampleRecording
 from controlplane.services.scrubbing import Scrubbing
 from controlplane.services.servers import Servers
 from controlplane.services.tuning.service import Tunings
@@ -40,6 +41,7 @@ class Services:
 
     models: Models
     versions: Versions
+    samples: SampleRecording
     uploads: Uploads
     publishing: Publishing
     conversions: Conversions

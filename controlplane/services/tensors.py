@@ -155,6 +155,9 @@ def _strings(name: str, data: Any) -> Array:
     nested = np.asarray(data, dtype=object)
     flat = np.empty(nested.size, dtype=object)
     for index, element in enumerate(nested.reshape(-1)):
+        if isinstance(element, bytes):  # from a gRPC request; JSON has none
+            flat[index] = element
+            continue
         if not isinstance(element, str):
             raise InvalidInputError(
                 f"input {name!r} is BYTES and needs strings in a regular array, not {type(element).__name__}",

@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from controlplane.domain.manifest import FileEntry, Manifest
 from controlplane.domain.model import ModelHead, VersionEntry
 from controlplane.domain.names import LATEST, Reference, candidate_name, validate_alias, validate_model_name
+from controlplane.domain.recorded_samples import SampleRecord
 from controlplane.domain.report import VersionReport
-from controlplane.errors import DigestMismatchError, InvalidReferenceError, NotFoundError
+from controlplane.errors import DigestMismatchError, InvalidArtifactError, InvalidReferenceError, NotFoundError
 from controlplane.registry.footprints import FootprintKey, MeasuredFootprint
 from controlplane.registry.registry import Registry
 from controlplane.registry.signatures import StoredSignature
@@ -176,6 +177,15 @@ class Versions:
         if manifest.golden is None:
             raise NotFoundError(f"{model}:{entry.number} has no golden samples", model=model, version=entry.number)
         return Download(self._registry, manifest.golden.file)
+
+    async def recorded_samples(self, model: str, entry: VersionEntry, manifest: Manifest) -> list[SampleRecord]:
+        """Return the records of samples that count for a version, the oldest first; none if one is damaged."""
+        try:
+            found = await asyncio.to_thread(self._registry.recorded.read, model, entry.number)
+        except InvalidArtifactError:
+            return []  # a version with a damaged record is shown; `samples list` reports the damage
+        records = (record for record, _ in found if record.content == manifest.content_digest)
+        return sorted(records, key=lambda record: record.at)
 
     async def log(self, model: str, selector: str) -> Download:
         """Return the log of the conversion that made a version.

@@ -77,8 +77,16 @@ async def get_version(services: App, model: ModelName, version: VersionSelector)
     head, entry, manifest = await services.versions.detail(model, version)
     aliases = sorted(name for name, number in head.aliases.items() if number == entry.number)
     conditions = [services.scrubbing.condition(head.name, entry.number)]
+    recorded = await services.versions.recorded_samples(head.name, entry, manifest)
     return json_answer(
-        VersionDetail(model=head.name, entry=entry, manifest=manifest, aliases=aliases, conditions=conditions)
+        VersionDetail(
+            model=head.name,
+            entry=entry,
+            manifest=manifest,
+            aliases=aliases,
+            recorded_samples=recorded,
+            conditions=conditions,
+        )
     )
 
 

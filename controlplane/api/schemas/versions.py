@@ -10,6 +10,7 @@ from controlplane.domain.manifest import FilePath, Format, Manifest, Origin
 from controlplane.domain.model import VersionEntry
 from controlplane.domain.names import VERSION_MAX
 from controlplane.domain.portability import TargetReport
+from controlplane.domain.recorded_samples import SampleRecord
 from controlplane.domain.report import VersionReport
 from controlplane.domain.signature import Signature
 from controlplane.domain.texts import Labels, Reason
@@ -41,6 +42,9 @@ class VersionDetail(BaseModel):
     entry: VersionEntry = Field(description="The version's entry in the model.")
     manifest: Manifest = Field(description="The manifest, fixed when the version was published.")
     aliases: list[str] = Field(description="The aliases that point to it.")
+    recorded_samples: list[SampleRecord] = Field(
+        description="Golden samples that were recorded after the publication, from the answers of a deployed version."
+    )
     conditions: list[Condition] = Field(
         description="Intact: no blob of the version is known to be damaged or missing in the store."
     )

@@ -10,13 +10,13 @@ from controlplane.client.models import VersionDetail, VersionFootprint
 from controlplane.domain.conditions import ConditionStatus
 from controlplane.domain.manifest import Manifest, Origin, ParityReport
 from controlplane.domain.portability import Loads, TargetReport, groups
+from controlplane.domain.recorded_samples import SampleRecord, SampleSource
 from controlplane.domain.signature import Signature
 
 
 def describe(out: Output, detail: VersionDetail) -> None:
     """Print a version with its files, signature, origin and parity."""
     entry, manifest = detail.entry, detail.manifest
-    golden = manifest.golden
     lineage = manifest.lineage
     out.facts(
         (
@@ -29,7 +29,7 @@ def describe(out: Output, detail: VersionDetail) -> None:
             ("inputs", _tensors(manifest.signature, "inputs")),
             ("outputs", _tensors(manifest.signature, "outputs")),
             ("batched", {True: "yes", False: "no"}[manifest.signature.batched] if manifest.signature else None),
-            ("golden samples", golden.count if golden else "none: a deployment of it cannot be proved"),
+            ("golden samples", _golden(manifest, detail.recorded_samples)),
             *_origin(lineage.origin if lineage else None),
             ("converted from", lineage.source if lineage else None),
             ("converter", f"{lineage.converter} {lineage.converter_version}".strip() or None if lineage else None),
@@ -59,6 +59,24 @@ def _origin(origin: Origin | None) -> tuple[tuple[str, str | None], ...]:
         ("revision", origin.revision),
         ("origin's tags", pairs(origin.tags) if origin.tags else None),
     )
+
+
+def _golden(manifest: Manifest, recorded: Sequence[SampleRecord]) -> str:
+    """Return where the golden samples come from, one line for each source."""
+    lines = [str(manifest.golden.count)] if manifest.golden else []
+    lines += [recorded_line(record) for record in recorded]
+    return "\n".join(lines) or "none: a deployment proves only that it answers"
+
+
+def recorded_line(record: SampleRecord) -> str:
+    """Return a record of samples as one line."""
+    how = {
+        SampleSource.FIRST_DEPLOY: "recorded at first deploy",
+        SampleSource.GIVEN: f"recorded from inputs that {record.actor} gave",
+        SampleSource.TRAFFIC: f"recorded from traffic by {record.actor}",
+    }[record.source]
+    triton = f", Triton {record.triton_version}" if record.triton_version else ""
+    return f"{record.count} {how} (on {record.server}{triton}, {ago(record.at)})"
 
 
 def _damage(detail: VersionDetail) -> list[str]:

@@ -65,6 +65,12 @@ def prepare(client: Client, model: str, source: str | None, *, version: int | No
     return Request(deployment, tensors, signature, version, timeout)
 
 
+def deployed(client: Client, model: str) -> Reference:
+    """Return the version of a deployment that answers, or that is to answer."""
+    deployment = client.fetch(Deployment, deployment_path(model))
+    return Reference(model, version=_answering(deployment))
+
+
 def ask(client: Client, request: Request, via: Via) -> dict[str, Any]:
     """Send a request and return the response with its outputs in the order of the signature.
 

@@ -24,6 +24,7 @@ from controlplane.gateway.activator.request_queue import RequestQueue
 from controlplane.gateway.activator.sequence_router import SequenceRouter
 from controlplane.gateway.auth import Access
 from controlplane.gateway.lost import RETRY_AFTER_SECONDS
+from controlplane.gateway.recording import TrafficRecorder
 from controlplane.gateway.rollout.split import TrafficSplits
 from controlplane.gateway.routes import Routes
 from controlplane.gateway.sequences import Sequences
@@ -77,6 +78,7 @@ class Activator:
         self._timeout = timeout_seconds
         self._outage_seconds = outage_seconds
         self.router = SequenceRouter(Sequences(), open_routes, splits, self._wait, reconciler.takes_sequences)
+        self.recorder = TrafficRecorder()
         self._bringing: dict[str, asyncio.Task[None]] = {}
         self._interested: Counter[str] = Counter()
 

@@ -26,6 +26,7 @@ from controlplane.gateway.auth import bearer
 from controlplane.gateway.grpc_wire import Names, is_ready, read_names, rename, rename_stream_answer, stream_error
 from controlplane.gateway.haproxy.config import CLIENT_HEADER, DRAWN_HEADER, SERVICE
 from controlplane.gateway.lost import RETRY_AFTER_SECONDS, is_lost, lost_error
+from controlplane.gateway.recording import CopiedRequest
 from controlplane.gateway.rollout.comparison import Arm
 from controlplane.gateway.rollout.grpc import GrpcReply, GrpcRequest, ask_grpc
 from controlplane.gateway.sequence_steps import grpc_step
@@ -120,6 +121,8 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
                     context, grpc.StatusCode.INVALID_ARGUMENT, f"requested model '{model}' is not available"
                 )
             request = rename(request, model, version)
+            if call == "ModelInfer":
+                self._activator.recorder.offer(model, CopiedRequest(request, grpc=True))
             step = grpc_step(request) if call == "ModelInfer" and self._activator.router.takes(model) else None
             if step is not None:
                 asked = GrpcRequest(request, version, _passed(context), context.time_remaining(), None)

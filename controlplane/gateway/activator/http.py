@@ -32,11 +32,13 @@ from controlplane.gateway.activator.sequence_calls import ask_http as ask_http_s
 from controlplane.gateway.auth import bearer
 from controlplane.gateway.haproxy.config import ATTENDED_PATH, CLIENT_HEADER, DRAWN_HEADER
 from controlplane.gateway.lost import RETRY_AFTER_SECONDS, is_lost, lost_error
+from controlplane.gateway.recording import CopiedRequest
 from controlplane.gateway.rollout.comparison import Arm
 from controlplane.gateway.rollout.http import Headers, HttpRequest, ask_http
 from controlplane.gateway.sequence_steps import http_step
 from controlplane.gateway.sequences import SequenceStep
 from controlplane.gateway.stats import RequestLabels
+from controlplane.triton.wire import HEAD_LENGTH
 
 logger = logging.getLogger(__name__)
 
@@ -197,6 +199,8 @@ class HttpProxy:
         headers = [(name, value) for name, value in scope["headers"] if name.lower() not in _HOP_BY_HOP]
         query = scope["query_string"].decode("latin-1")
         body = await self._read(receive, model)
+        if call == "infer":
+            self._activator.recorder.offer(model, _copied(headers, body))
         step = None
         if call in _CALLS_OF_SEQUENCES and self._activator.router.takes(model):
             limit = self._activator.room.limits.bytes_per_model
@@ -341,6 +345,11 @@ def _refused(error: ControlPlaneError) -> _Answer:
         case RateLimitedError():
             return _Answer(429, error.message, retry_after=int(error.details.get("retry_after_seconds", 1)))
     return _Answer(503, error.message)
+
+
+def _copied(headers: Headers, body: bytes) -> CopiedRequest:
+    length = next((value for name, value in headers if name.lower() == HEAD_LENGTH.encode()), b"")
+    return CopiedRequest(body, int(length) if length.isdigit() else None)
 
 
 def _parts(match: re.Match[str]) -> tuple[str, str, str]:
