@@ -35,6 +35,7 @@ from controlplane.lifecycle.state import DesiredReplica, Target
 from controlplane.registry.deployments import DeploymentRevision
 from controlplane.registry.registry import Registry
 from controlplane.triton.code_settings import code_settings
+from controlplane.triton.instance_groups import may_use_gpu, named_gpus, wants_gpu
 from controlplane.triton.model_config import DIGEST_PARAMETER, build_config
 from controlplane.triton.repository import layout
 from controlplane.triton.streams import sequence_idle_seconds
@@ -45,13 +46,41 @@ _REVISIONS_SEARCHED = 100
 _FALLBACKS = 4
 _SAMPLES_KEPT_BYTES = 1024 * 1024
 _SAMPLES_KEPT_TOTAL_BYTES = 64 * 1024 * 1024
-_UNPACKED_KEPT = 512
+_UNPACKED_KEPT = 128
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What determines where a version runs and how much memory it needs, from its configuration and its manifest.
+
+    Attributes:
+        backend: Triton's backend.
+        max_batch_size: The configured largest batch; 0 without batching.
+        instances: Instances on each device.
+        named_gpus: The GPUs that the user's configuration names; empty if it names none.
+        wants_gpu: Whether it cannot run without a GPU.
+        may_use_gpu: Whether any instance runs on a GPU if one is available.
+    """
+
+    backend: str
+    max_batch_size: int
+    instances: int
+    named_gpus: tuple[int, ...]
+    wants_gpu: bool
+    may_use_gpu: bool
+
+
+@lru_cache(maxsize=4096)
+def _shared(facts: RunFacts) -> RunFacts:
+    """Return one object for all equal facts."""
+    return facts
 
 
 class PreparedVersion:
     """A target with all data that actions on it need. Immutable.
 
-    Data that only actions need is compressed, so that thousands of idle deployments take little memory.
+    Data that only actions need is compressed, so that thousands of idle deployments take little memory. What each cycle
+    needs is in `facts`.
 
     Args:
         target: Version and configuration digest.
@@ -63,7 +92,7 @@ class PreparedVersion:
         sequence_idle_seconds: After how long without a request a sequence ends; None without sequence batching.
     """
 
-    __slots__ = ("_packed", "sequence_idle_seconds", "settings", "target")
+    __slots__ = ("_packed", "facts", "sequence_idle_seconds", "settings", "target")
 
     def __init__(
         self, target: Target, manifest: Manifest, settings: DeploymentSettings, config: dict[str, Any]
@@ -71,6 +100,16 @@ class PreparedVersion:
         self.target = target
         self.settings = settings
         self.sequence_idle_seconds = sequence_idle_seconds(config)
+        self.facts = _shared(
+            RunFacts(
+                backend=sys.intern(manifest.backend),
+                max_batch_size=int(config.get("max_batch_size", 0)),
+                instances=sum(int(group.get("count", 1)) for group in config.get("instance_group") or [{}]),
+                named_gpus=named_gpus(config),
+                wants_gpu=wants_gpu(config),
+                may_use_gpu=may_use_gpu(config),
+            )
+        )
         self._packed = zlib.compress(pickle.dumps((manifest, config)))
 
     @property

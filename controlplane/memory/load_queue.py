@@ -186,13 +186,16 @@ class LoadQueue:
         request = self._model_state(model).ticket.request
         return request is not None and request.granted and request.slot == need.slot
 
-    def withdraw(self, model: str) -> None:
-        """Remove a load that is no longer needed, and release its reservation."""
+    def withdraw(self, model: str) -> bool:
+        """Remove a load that is no longer needed, and release its reservation; return whether there was one."""
         model_state = self._model_state(model)
-        if model_state.ticket.request is not None:
-            if model_state.ticket.request.granted:
-                self._accounts.ledger = self._accounts.ledger.released(model_state.ticket.request.slot)
-            model_state.ticket.withdraw()
+        request = model_state.ticket.request
+        if request is None:
+            return False
+        if request.granted:
+            self._accounts.ledger = self._accounts.ledger.released(request.slot)
+        model_state.ticket.withdraw()
+        return True
 
     def _waits(self) -> dict[str, PendingLoad]:
         """Return the loads without a reservation."""

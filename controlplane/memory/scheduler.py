@@ -81,6 +81,8 @@ class MemoryScheduler:
         self.pending: set[str] = set()
         """Models with requests in Triton's queue or in execution."""
         self._waiting: set[str] = set()
+        self._roomless: set[str] = set()
+        """Waiting models for which room is sought with the last marked models."""
         self._taking: set[str] = set()
         self._turns: list[tuple[datetime, str]] = []
         self._next_turn: dict[str, datetime] = {}
@@ -257,7 +259,12 @@ class MemoryScheduler:
         return turned or known != self._memory_of(desired_deployment, unit, model_state)
 
     def update_residency(
-        self, occupants: Iterable[tuple[DesiredDeployment, Replica]], now: datetime, *, gone: Iterable[str] = ()
+        self,
+        occupants: Iterable[tuple[DesiredDeployment, Replica]],
+        now: datetime,
+        *,
+        gone: Iterable[str] = (),
+        last: bool = True,
     ) -> set[str]:
         """Decide again whether models are to be loaded.
 
@@ -265,6 +272,8 @@ class MemoryScheduler:
             occupants: The models with changes.
             now: The time.
             gone: Models that are no longer placed here.
+            last: Whether these are all models with changes. Otherwise models that wait for room keep their decision
+                until the last call, because it depends on the others.
 
         Returns:
             The models whose decision changed; `reworded` also gets those with a new reason.
@@ -300,7 +309,12 @@ class MemoryScheduler:
             if answer is not None:
                 answers[model] = answer
             self._sort(memory, answer, now)
-        answers |= self._rooms(now, names)
+        self._roomless |= names & self._waiting
+        names -= self._roomless
+        if last:
+            names |= self._roomless
+            answers |= self._rooms(now, names)
+            self._roomless.clear()
         changed = set()
         for model in sorted(names | answers.keys()):
             if self._answer(self.model_state(model), answers.get(model), now):
@@ -587,7 +601,7 @@ class MemoryScheduler:
     def lost(self, *, restarted: bool) -> None:
         """Reset the state after the server was unreachable or restarted."""
         self.accounts.unusable.clear()
-        self.unjudged |= self.model_states.keys()
+        self.unjudged.update(self.model_states)
         self.pending.clear()
         for model_state in self.model_states.values():
             model_state.demand.reset_counts()

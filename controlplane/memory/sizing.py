@@ -8,7 +8,6 @@ from controlplane.memory.ledger_sync import LedgerSync
 from controlplane.memory.policy.footprint import estimate
 from controlplane.memory.policy.types import Footprint, FootprintSource
 from controlplane.registry.footprints import FootprintKey, Footprints
-from controlplane.triton.instance_groups import may_use_gpu, named_gpus, wants_gpu
 
 _CORRECTION = 1.5
 """Factor applied to the expected need after Triton ran out of memory."""
@@ -49,8 +48,8 @@ class FootprintResolver:
         self._footprints = footprints
         self._corrected: dict[FootprintKey, int] = {}
         self._forced: dict[FootprintKey, int] = {}
-        self._known: dict[tuple[str, int, tuple[str, ...]], tuple[PreparedVersion, Size]] = {}
-        self._known_for: tuple[object, ...] = ()
+        self._known: dict[tuple[str, int, tuple[str, ...]], tuple[PreparedVersion, object, Size]] = {}
+        self._known_for: object = None
         self.places: dict[str, tuple[str, ...]] = {}
 
     def of(
@@ -65,17 +64,17 @@ class FootprintResolver:
             place: The devices to place it on; None for the devices that the model is placed on.
         """
         place = self.places.get(model, ()) if place is None else place
-        state = (self._footprints.changes, accounts.topology)
-        if state != self._known_for:
+        if accounts.topology != self._known_for:
             self._known.clear()
-            self._known_for = state
+            self._known_for = accounts.topology
         known = self._known.get((model, prepared.target.version, place))
-        if known is not None and known[0] is prepared:
-            size = known[1]
+        if known is not None and known[0] is prepared and known[1] is self._footprints.revision(known[2].key):
+            size = known[2]
         else:
-            size = size_of(prepared, model, accounts, self._footprints, place)
-            size = replace(size, devices=tuple(name for name in size.devices if accounts.tells_of(name)))
-            self._known[model, prepared.target.version, place] = (prepared, size)
+            size, revision = size_of(prepared, model, accounts, self._footprints, place)
+            devices = tuple(name for name in size.devices if accounts.tells_of(name))
+            size = size if devices == size.devices else replace(size, devices=devices)
+            self._known[model, prepared.target.version, place] = (prepared, revision, size)
         least = max(self._corrected.get(size.key, 0), self._forced.get(size.key, 0))
         if least > size.footprint.reserve_bytes:
             return replace(size, footprint=Footprint(least, 0, FootprintSource.MEASURED, least))
@@ -83,7 +82,7 @@ class FootprintResolver:
 
     def correct(self, size: Size) -> None:
         """Increase the expected need after Triton ran out of memory for it."""
-        known = next((one for _, one in self._known.values() if one.key == size.key), size)
+        known = next((one for _, _, one in self._known.values() if one.key == size.key), size)
         thought = known.footprint.reserve_bytes
         self._corrected[size.key] = int(max(thought, self._corrected.get(size.key, 0)) * _CORRECTION)
 
@@ -99,7 +98,7 @@ class FootprintResolver:
 
 def size_of(
     prepared: PreparedVersion, model: str, accounts: LedgerSync, known: Footprints, place: tuple[str, ...] = ()
-) -> Size:
+) -> tuple[Size, object]:
     """Return what a version needs: the measurement if there is one, else an estimate.
 
     Args:
@@ -108,33 +107,36 @@ def size_of(
         accounts: The server's devices.
         known: Measurements that are in memory.
         place: The devices that it is placed on; empty for all GPUs, or the host.
+
+    Returns:
+        The size, and the revision of its measurement; the size is valid while that is the newest one.
     """
     names, kind = _devices(prepared, accounts, place)
-    backend = prepared.manifest.backend
-    instances = _instances(prepared)
-    batch = int(prepared.config.get("max_batch_size", 0))
-    key = FootprintKey(model, prepared.target.version, backend, kind, batch, instances)
-    guess = estimate(
-        prepared.manifest, prepared.settings, backend=backend, kind=kind, instances=instances, max_batch_size=batch
-    )
+    facts = prepared.facts
+    batch, instances = facts.max_batch_size, facts.instances
+    key = FootprintKey(model, prepared.target.version, facts.backend, kind, batch, instances)
+    revision = known.revision(key)  # before the measurement: a newer one makes the size invalid
     measured = known.peek(key)
+    guess = estimate(
+        prepared.manifest,
+        prepared.settings,
+        backend=facts.backend,
+        kind=kind,
+        instances=instances,
+        max_batch_size=batch,
+    )
     if measured is None:
-        return Size(names, key, guess, guess)
+        return Size(names, key, guess, guess), revision
     footprint = Footprint(measured.bytes, 0, FootprintSource.MEASURED, measured.most_bytes)
-    return Size(names, key, footprint, guess, measured.load_seconds or None)
-
-
-def _instances(prepared: PreparedVersion) -> int:
-    groups = prepared.config.get("instance_group") or [{}]
-    return sum(int(group.get("count", 1)) for group in groups)
+    return Size(names, key, footprint, guess, measured.load_seconds or None), revision
 
 
 def _devices(prepared: PreparedVersion, accounts: LedgerSync, place: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
-    config, gpus = prepared.config, tuple(gpu.name for gpu in accounts.gpus)
-    if not may_use_gpu(config) or (not wants_gpu(config) and (place == (HOST,) or not (place or gpus))):
+    facts, gpus = prepared.facts, tuple(gpu.name for gpu in accounts.gpus)
+    if not facts.may_use_gpu or (not facts.wants_gpu and (place == (HOST,) or not (place or gpus))):
         return (HOST,), "cpu"
-    if named := named_gpus(config):
-        return accounts.names(named), "gpu"  # a missing device keeps its name, so that the refusal can name it
+    if facts.named_gpus:
+        return accounts.names(facts.named_gpus), "gpu"  # a missing device keeps its name, so that the refusal names it
     return tuple(name for name in place if name != HOST) or gpus or ("gpu:0",), "gpu"
 
 
@@ -147,7 +149,7 @@ def device_kind(devices: tuple[str, ...], prepared: PreparedVersion, accounts: L
         accounts: The server's devices.
     """
     if devices == (HOST,):
-        return "cpu" if accounts.devices or not may_use_gpu(prepared.config) else ""
+        return "cpu" if accounts.devices or not prepared.facts.may_use_gpu else ""
     products = {one.name: one.product for one in accounts.devices}
     kinds = {products.get(name, "") for name in devices}
     return ", ".join(sorted(kinds)) if kinds and "" not in kinds else ""

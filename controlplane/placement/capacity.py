@@ -6,6 +6,7 @@ bisection. So finding the smallest gap that is large enough takes logarithmic ti
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from controlplane.placement.types import CPU, GPU, UNLIMITED, Assignment, Plan, Pool, Server, ServerUsage, Workload
 
@@ -16,6 +17,15 @@ _FEW = 64
 
 Entry = tuple[int, str, str]
 """Unassigned bytes (negative if the device is shared), server, device."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Usage:
+    """A `ServerUsage` of the plan in progress, whose values change in place: a server may have thousands of models."""
+
+    guaranteed: dict[str, int]
+    soft: dict[str, int]
+    models: set[str]
 
 
 class CapacityIndex:
@@ -30,6 +40,7 @@ class CapacityIndex:
         self.servers = servers
         self.assignments: dict[str, tuple[Assignment, ...]] = dict(before.assignments)
         self.server_usage: dict[str, ServerUsage] = dict(before.server_usage)
+        self._own: dict[str, _Usage] = {}
         self.grown: set[str] = set()
         """Servers whose guaranteed assignments have grown."""
         self._pools = {name: {pool.name: pool for pool in server.pools} for name, server in servers.items()}
@@ -57,20 +68,24 @@ class CapacityIndex:
         self._change(model, assignment, -1)
 
     def _change(self, model: str, assignment: Assignment, sign: int) -> None:
-        room = self.server_usage.get(assignment.server, ServerUsage())
-        guaranteed, soft = room.guaranteed, room.soft
-        changed = dict(guaranteed if assignment.guaranteed else soft)
+        room = self._own_usage(assignment.server)
+        changed = room.guaranteed if assignment.guaranteed else room.soft
         for device in assignment.devices:
             self._unlist(assignment.server, device)
             changed[device] = changed.get(device, 0) + sign * assignment.bytes
             if not changed[device]:
                 del changed[device]
-        models = room.models | {model} if sign > 0 else room.models - {model}
-        self.server_usage[assignment.server] = (
-            ServerUsage(changed, soft, models) if assignment.guaranteed else ServerUsage(guaranteed, changed, models)
-        )
-        for device in assignment.devices:
             self._list(assignment.server, device)
+        (room.models.add if sign > 0 else room.models.discard)(model)
+
+    def _own_usage(self, server: str) -> "_Usage":
+        """Return what is assigned to a server, as a copy that may change."""
+        room = self._own.get(server)
+        if room is None:
+            before = self.server_usage.get(server, ServerUsage())
+            room = self._own[server] = _Usage(dict(before.guaranteed), dict(before.soft), set(before.models))
+            self.server_usage[server] = ServerUsage(room.guaranteed, room.soft, room.models)
+        return room
 
     # Gaps
 

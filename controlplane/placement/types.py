@@ -6,7 +6,7 @@ one model of a name. A *guaranteed* workload (pinned) has its memory to itself; 
 they may need more than fits at once, and eviction decides which are loaded.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 CPU, GPU = "cpu", "gpu"
@@ -149,7 +149,7 @@ class ServerUsage:
 
     guaranteed: Mapping[str, int] = field(default_factory=dict)
     soft: Mapping[str, int] = field(default_factory=dict)
-    models: frozenset[str] = frozenset()
+    models: Set[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,7 +122,7 @@ class ConditionHistory:
         before = self._before(unit)
         if before and unit.record.switched is None:
             unit.conditions = resumed(unit.conditions, before)
-            self._state.touch((unit.model,))
+            self._state.touch((unit.model,), moves=False)
 
     def _before(self, unit: Replica) -> Times:
         """Return the conditions before this process observed the model; empty if they were others, or are unknown."""

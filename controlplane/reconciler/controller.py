@@ -83,6 +83,10 @@ logger = logging.getLogger(__name__)
 
 _BATCH = 64
 """Maximum number of messages that are applied before a cycle."""
+_BATCH_SECONDS = 0.05
+"""Time after which no further message is applied before a cycle: one may contain hundreds of deployments."""
+_STATUSES_AT_ONCE = 256
+"""Number of statuses that are computed before other tasks of the event loop have their turn."""
 _DEMAND_HOLD_SECONDS = 60.0
 """Length of the hold by which a standby passes a load request on to the leader."""
 
@@ -214,6 +218,7 @@ class Reconciler:
         self._owner: asyncio.Task[None] | None = None
         self._lags, self._lagging = PropagationLag(), self._state.follow()
         self._report = "not started"
+        self._reporting = self._busy = False
         self._newest = CycleReport()
         self.loop_metrics = LoopMetrics()
 
@@ -272,8 +277,9 @@ class Reconciler:
 
     def propagation_lag(self) -> dict[str, float]:
         """Return how many seconds each lagging deployment has differed from its desired state. No I/O."""
-        changed = set(self._lagging)
-        self._lagging.clear()
+        late = [model for model in self._lagging if not self._answers.is_current(model)][_STATUSES_AT_ONCE:]
+        changed = self._lagging.difference(late)  # the cycle computes the other statuses within seconds
+        self._lagging.intersection_update(late)
         return self._lags.see(self._state.clock(), changed, self._state.deployed, self.status)
 
     def with_objectives(self) -> frozenset[str]:
@@ -529,25 +535,43 @@ class Reconciler:
 
     async def _own(self) -> None:
         while True:
-            if not self._newest.more:
+            if not self._busy:
                 self._apply(await self._inbox.get(), report := CycleReport())
             else:
                 report = CycleReport()
                 await asyncio.sleep(0)  # other tasks run before the rest
+            began = time.perf_counter()
             while report.messages.total() < _BATCH and not self._inbox.empty():
                 self._apply(self._inbox.get_nowait(), report)
+                if time.perf_counter() - began > _BATCH_SECONDS:
+                    break
             began = time.perf_counter()
+            self._busy = False
             try:
                 self._cycle.run(report)
+                self._busy = report.more or not self._end_cycle()
             except Exception:
                 # Boundary of the loop: an unexpected error of one model must not stop the others.
                 logger.exception("unexpected error in a cycle after %s", ", ".join(report.messages) or "no message")
             self._newest = report
-            if "CycleTimer" in report.messages and not report.more:
-                self._audit.look()
             self.loop_metrics.cycle(report, time.perf_counter() - began)
             self._changed.set()
             self._changed = asyncio.Event()
+
+    def _end_cycle(self) -> bool:
+        """Do what follows a cycle timer when nothing is left marked; return whether it is done."""
+        if not self._reporting:
+            return True
+        if not self._answers.refresh(_STATUSES_AT_ONCE):
+            return False
+        self._reporting = False
+        role = "leading" if self._lease.held else f"following {self._lease.leader}"
+        sentence = report(role, self._answers.phases(), self._state.servers.values(), self._reader.trouble)
+        if sentence != self._report:
+            self._report = sentence
+            logger.info("%s", sentence)
+        self._audit.look()
+        return True
 
     def _apply(self, message: Message, report: CycleReport) -> None:
         kind, began = type(message).__name__, time.perf_counter()
@@ -616,11 +640,8 @@ class Reconciler:
             self._background.look(server)
         self._reverter.look()
         self._rememberer.look()
-        role = "leading" if self._lease.held else f"following {self._lease.leader}"
-        sentence = report(role, self._answers.phases(), self._state.servers.values(), self._reader.trouble)
-        if sentence != self._report:
-            self._report = sentence
-            logger.info("%s", sentence)
+        self._answers.recheck()
+        self._reporting = True
 
     def _poll(self) -> None:
         assert self._loop is not None

@@ -7,8 +7,9 @@
 5. *Plan and begin*: begin the next action for each marked model on each server.
 
 A later phase may mark models for an earlier one (a load needs memory, an eviction frees some), so the phases are
-repeated until nothing is marked. Models left after that, or after `PLANNED_AT_ONCE` models, is for the next cycle; the
-caller runs it after other tasks had their turn.
+repeated until nothing is marked. A phase works on `AT_ONCE` models at most; the rest is for the next cycle, which the
+caller runs after other tasks had their turn, with the messages that arrived in the meantime. Thousands of changed
+models take several cycles: all are placed before the residency of any is decided, and so on.
 """
 
 from collections import Counter
@@ -24,8 +25,8 @@ from controlplane.reconciler.placement import PlacementController
 from controlplane.reconciler.routes import RouteTable
 from controlplane.reconciler.server_state import TrackedServer
 
-PLANNED_AT_ONCE = 256
-"""Number of actions that are planned before other tasks of the event loop have their turn."""
+AT_ONCE = 256
+"""Number of models in one phase before other tasks of the event loop have their turn."""
 _ROUNDS = 16
 
 
@@ -90,33 +91,46 @@ class Cycle:
         self._term: Term | None = None
 
     def run(self, report: CycleReport) -> CycleReport:
-        """Run the phases until nothing is marked, and add the results to a report."""
+        """Run the phases until nothing is marked or the limit is reached, and add the results to a report."""
         state = self._state
         self._follow_authority()
         self._arranger.hold()
         for server in state.servers.values():
             for model in server.due(state.clock()):
-                state.plan_again(server, model)
+                state.plan_again(server, model, moves=False)
         for _ in range(_ROUNDS):
             report.rounds += 1
-            moved, state.moved = state.moved, set()
-            for name in moved:
-                self._follow_health(state.servers[name])
-            report.placed += self._placer.place(moved)
-            for server in state.servers.values():
-                report.judged += self._decide_residency(server)
-            backlog = sum(len(server.unplanned) for server in state.servers.values())
-            admissions = self._arranger.admit() if backlog <= PLANNED_AT_ONCE else Admissions()
-            self._plan(report, admissions.granted)
-            self._arranger.withdraw_unused(admissions.granted)
-            self._count(report, admissions)
-            if not self._marked() or report.planned >= PLANNED_AT_ONCE:
+            report.more = not self._run_phases(report)
+            # Marks that are left after all rounds wait for the next message, so that models that mark each other cannot
+            # cause an endless loop.
+            if report.more or not self._marked():
                 break
-        # Marks that are left after all rounds wait for the next message, so that models that mark each other cannot
-        # cause an endless loop.
-        report.more = report.planned >= PLANNED_AT_ONCE and self._marked()
         self._routes.follow()
         return report
+
+    def _run_phases(self, report: CycleReport) -> bool:
+        """Run the phases once; return False if marked models are left for another cycle.
+
+        A phase begins when nothing is left for the previous ones, so that no decision is made before those it depends
+        on, however many models have changed.
+        """
+        state = self._state
+        moved, state.moved = state.moved, set()
+        for name in moved:
+            self._follow_health(state.servers[name])
+        report.placed += self._placer.place(moved, AT_ONCE)
+        if self._placer.waiting:
+            return False
+        for server in state.servers.values():
+            report.judged += self._decide_residency(server)
+        if any(server.scheduler.unjudged for server in state.servers.values()):
+            return False
+        backlog = sum(len(server.unplanned) for server in state.servers.values())
+        admissions = self._arranger.admit() if backlog <= AT_ONCE else Admissions()
+        self._plan(report, admissions.granted)
+        self._arranger.withdraw_unused(admissions.granted)
+        self._count(report, admissions)
+        return report.planned < AT_ONCE or not self._marked()
 
     def _follow_authority(self) -> None:
         """Mark everything if the permissions of this process have changed since the previous cycle."""
@@ -136,9 +150,9 @@ class Cycle:
         self._routes.server_changed(server)
 
     def _decide_residency(self, server: TrackedServer) -> int:
-        changed = self._state.update_residency(server)
+        changed = self._state.update_residency(server, AT_ONCE)
         for model in changed:
-            self._state.plan_again(server, model)
+            self._state.act_again(server, model)
         return len(changed)
 
     def _plan(self, report: CycleReport, granted: Iterable[tuple[TrackedServer, str]]) -> None:
@@ -148,7 +162,7 @@ class Cycle:
             report.began += self._driver.drive(server, server.unit(model))
             report.planned += 1
         for server in self._state.servers.values():
-            room = PLANNED_AT_ONCE - report.planned
+            room = AT_ONCE - report.planned
             if not server.unplanned or room <= 0:
                 continue
             chosen = sorted(server.unplanned)[:room]

@@ -18,10 +18,11 @@ from controlplane.errors import (
 )
 from controlplane.lifecycle.desired import DesiredDeployment, DesiredStateResolver
 from controlplane.registry.registry import Registry
+from controlplane.storage.base import parallel_reads
 
 logger = logging.getLogger(__name__)
 
-_BATCH = 500
+_BATCH = 250
 _PARALLEL_READS = 8
 _AGAIN_AT_ONCE = 20
 _MODELS, _DEPLOYMENTS = "models/", "deployments/"
@@ -123,7 +124,8 @@ class DesiredChanges:
     def _read(self, names: list[str]) -> tuple[Read, Unread]:
         if not names:
             return {}, {}
-        with ThreadPoolExecutor(min(_PARALLEL_READS, len(names)), thread_name_prefix="deployments") as pool:
+        parallel = parallel_reads(self._registry.store, _PARALLEL_READS)
+        with ThreadPoolExecutor(min(parallel, len(names)), thread_name_prefix="deployments") as pool:
             found = dict(zip(names, pool.map(self._one, names), strict=True))
         read = {name: one for name, one in found.items() if isinstance(one, DesiredDeployment)}
         unread = {name: one for name, one in found.items() if isinstance(one, str)}

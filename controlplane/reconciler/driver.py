@@ -93,8 +93,9 @@ class ReplicaDriver:
                 asked = not self._begin_or_ask(server, unit, desired_deployment, action)
             else:
                 blocked = action is not None
+        changed = asked
         if not asked and unit.task is None:
-            server.scheduler.queue.withdraw(unit.model)
+            changed = server.scheduler.queue.withdraw(unit.model)
         failure = unit.record.failures.get(desired_deployment.wanted)
         if failure is not None and failure.blocks(now):
             server.scheduler.failed(unit.model, failure.message)
@@ -102,14 +103,15 @@ class ReplicaDriver:
             unit.announce(desired, server.trouble, now, self._state.events)
         self._believe(server, unit, desired)
         begun = unit.task is not None
-        server.scheduler.unjudged.add(unit.model)
+        if begun or changed:
+            server.scheduler.unjudged.add(unit.model)
         server.keep_watch(unit)
         at = None if begun else self._wakes(server, unit, desired)
         if blocked:  # the obstacle may disappear without a message
             soon = now + timedelta(seconds=self._poll_seconds)
             at = soon if at is None else min(at, soon)
         server.wake_at(unit, at)
-        self._state.touch((unit.model,))
+        self._state.touch((unit.model,), moves=False)
         return begun
 
     def overlooked(self, server: TrackedServer, unit: Replica) -> bool:
@@ -265,7 +267,7 @@ class ReplicaDriver:
         def progress(phase: Phase) -> None:
             if unit.doing is not None and unit.doing.action is action:
                 unit.doing = Doing(action, phase)
-                self._state.touch((unit.model,))
+                self._state.touch((unit.model,), moves=False)
 
         managed, scheduler = server.managed, server.scheduler
         loads = isinstance(action, Load) and scheduler.model_state(unit.model).ticket.request is not None

@@ -134,7 +134,7 @@ class LoadScheduler:
                 doing = Doing(Wait(f"waits for memory: {request.why}"), Phase.PENDING)
                 if doing != unit.doing:
                     unit.doing = doing
-                    self._state.touch((model,))
+                    self._state.touch((model,), moves=False)
         found.granted.extend((server, model) for model in moves.go)
         found.evicted += len(moves.evicted)
         found.refused += len(moves.refused) + len(moves.untried)

@@ -13,6 +13,8 @@ class LoadSupport:
 
     def __init__(self) -> None:
         self._targets: dict[str, tuple[tuple[str, int], Target]] = {}
+        self._verdicts: dict[str, tuple[PreparedVersion, dict[str, str]]] = {}
+        """The reasons against a model's newest version, by what a server runs versions with; empty ones allow it."""
 
     def target(self, server: TrackedServer) -> Target:
         """Return what a server runs versions with; determined again when it reports another version or restarts."""
@@ -33,17 +35,24 @@ class LoadSupport:
             prepared: The version.
             servers: The servers to compare it with.
         """
-        facts = ModelFacts.of_manifest(prepared.manifest)
-        reasons: dict[str, str] = {}  # servers of one kind have one verdict
+        kept = self._verdicts.get(model)
+        if kept is None or kept[0] is not prepared:
+            kept = self._verdicts[model] = (prepared, {})
         found = {}
         for server in servers:
-            target = self.target(server)
-            if target.runs not in reasons:
-                report = check(facts, target)
-                reasons[target.runs] = "; ".join(report.reasons) if report.loads is Loads.NO else ""
-            if reasons[target.runs] and not _has_run(server, model, prepared):
-                found[server.name] = reasons[target.runs]
+            if (reason := self._reason(kept[1], prepared, self.target(server))) and not _has_run(
+                server, model, prepared
+            ):
+                found[server.name] = reason
         return found
+
+    @staticmethod
+    def _reason(reasons: dict[str, str], prepared: PreparedVersion, target: Target) -> str:
+        """Return why a server cannot load a version; servers of one kind have one verdict."""
+        if target.runs not in reasons:
+            report = check(ModelFacts.of_manifest(prepared.manifest), target)
+            reasons[target.runs] = "; ".join(report.reasons) if report.loads is Loads.NO else ""
+        return reasons[target.runs]
 
 
 def _has_run(server: TrackedServer, model: str, prepared: PreparedVersion) -> bool:

@@ -3,11 +3,12 @@
 A handler that changes anything about a model *marks* it. The cycle then works only on marked models:
 
 - `plan_again` marks a model on one server: its residency is decided again and its next action is planned again.
-- `touch` marks a model for all followers: placement, statuses, routes, rollbacks, condition history.
+- `touch` marks a model for all followers: placement, statuses, routes, rollbacks, condition history. A change that
+  placement does not depend on (``moves=False``) is not for placement.
 - `moved` names the servers whose health or capacity may have changed.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -52,28 +53,41 @@ class LoopState:
     read_epoch: int | None = None
     moved: set[str] = field(default_factory=set)
     _followers: list[set[str]] = field(default_factory=list)
+    _movers: list[set[str]] = field(default_factory=list)
 
-    def follow(self) -> set[str]:
-        """Return a set that receives the name of every touched model; its owner empties it."""
+    def follow(self, *, placement: bool = False) -> set[str]:
+        """Return a set that receives the name of every touched model; its owner empties it.
+
+        Args:
+            placement: Whether only changes are of interest that placement may depend on.
+        """
         followed: set[str] = set()
-        self._followers.append(followed)
+        (self._movers if placement else self._followers).append(followed)
         return followed
 
-    def touch(self, models: Iterable[str]) -> None:
-        """Mark models whose statuses, routes or placement may have changed."""
+    def touch(self, models: Collection[str], *, moves: bool = True) -> None:
+        """Mark models whose statuses or routes may have changed, and, if it moves them, their placement."""
         for followed in self._followers:
             followed.update(models)
+        for followed in self._movers if moves else ():
+            followed.update(models)
 
-    def plan_again(self, server: TrackedServer, model: str) -> None:
-        """Mark a model whose next action on a server may have changed."""
+    def plan_again(self, server: TrackedServer, model: str, *, moves: bool = True) -> None:
+        """Mark a model whose residency and next action on a server may have changed."""
+        server.scheduler.unjudged.add(model)
+        self.act_again(server, model, moves=moves)
+
+    def act_again(self, server: TrackedServer, model: str, *, moves: bool = False) -> None:
+        """Mark a model whose next action on a server may have changed, although its residency is decided."""
         server.unplanned.add(model)
-        self.touch((model,))
+        self.touch((model,), moves=moves)
 
     def plan_all_again(self, server: TrackedServer) -> None:
         """Mark all models on a server."""
         here = {model for model, place in server.places.items() if place.here}
         here = (here | server.present) & self.desired_state.keys()
         server.unplanned |= here
+        server.scheduler.unjudged |= here
         self.moved.add(server.name)
         self.touch(here)
 
@@ -95,21 +109,25 @@ class LoopState:
         revision = self.deployed.get(model)
         return None if revision is None else revision.spec
 
-    def update_residency(self, server: TrackedServer) -> set[str]:
-        """Update the residency decisions of marked models, and return the models whose decision changed."""
+    def update_residency(self, server: TrackedServer, limit: int) -> set[str]:
+        """Update the residency decisions of up to ``limit`` marked models; return those whose decision changed.
+
+        The others stay marked. Decisions that depend on what all models need follow with the last ones.
+        """
         scheduler, now = server.scheduler, self.clock()
-        names = scheduler.due(now) | scheduler.unjudged | server.unplanned
-        scheduler.unjudged.clear()
+        scheduler.unjudged |= scheduler.due(now)
+        names = sorted(scheduler.unjudged)[:limit]
+        scheduler.unjudged.difference_update(names)
         pairs = []
         gone = []
-        for model in sorted(names):
+        for model in names:
             desired_deployment = self.desired_state.get(model)
             if desired_deployment is not None and server.has_place(model):
                 pairs.append((desired_deployment, server.unit(model)))
             else:
                 gone.append(model)
-        changed = scheduler.update_residency(pairs, now, gone=gone)
+        changed = scheduler.update_residency(pairs, now, gone=gone, last=not scheduler.unjudged)
         if scheduler.reworded:
-            self.touch(scheduler.reworded)
+            self.touch(scheduler.reworded, moves=False)
             scheduler.reworded.clear()
         return changed

@@ -39,7 +39,6 @@ from controlplane.reconciler.queue_pressure import QueuePressure
 from controlplane.reconciler.routes import answers
 from controlplane.reconciler.server_state import ServerAssignment, TrackedServer
 from controlplane.settings import PlacementSettings
-from controlplane.triton.instance_groups import may_use_gpu, named_gpus, wants_gpu
 
 _STEPS = 64
 """Unaccounted memory is subtracted from a budget in steps of this fraction, so that plans do not change with every
@@ -67,7 +66,7 @@ class PlacementController:
         self._began: datetime | None = None
         self._looked_at_all = False
         self._trouble_since: dict[str, datetime] = {}
-        self._touched = state.follow()
+        self._touched = state.follow(placement=True)
         self._moved: set[str] = set(state.servers)
         self._unseen: set[str] = set()
         self._moving: set[str] = set()
@@ -75,16 +74,22 @@ class PlacementController:
         self._devices: dict[str, tuple[object, ...]] = {}
         self._support = LoadSupport()
         self._leads = False
+        self._queue: list[str] = []
+        """Changed models that are placed in the next calls, the next one last."""
+        self.waiting = False
+        """Whether changed models are left for the next call."""
 
-    def place(self, moved: Set[str]) -> int:
+    def place(self, moved: Set[str], limit: int) -> int:
         """Update the placement of changed models, and mark the models whose assignment changed.
 
         Args:
             moved: Servers whose health or capacity may have changed.
+            limit: How many changed models are placed now; the others follow in the next calls.
 
         Returns:
             How many models were checked.
         """
+        self.waiting = False
         now = self._state.clock()
         self._began = self._began or now
         self._moved |= moved
@@ -93,7 +98,7 @@ class PlacementController:
         before = self._state.plan
         moved, self._moved = self._moved | self._trouble_since.keys(), set()
         servers = self._servers(moved, now)
-        touched = self._take_touched(moved, servers)
+        touched = self._take_touched(moved, servers, limit)
         if not touched and servers is before.servers:
             return 0
         seated = {
@@ -121,26 +126,41 @@ class PlacementController:
             }
             settled |= before.assignments.keys() - made.assignments.keys()
             settled |= made.unplaced.keys() | before.unplaced.keys()
-            self._state.touch(settled - touched)
+            self._state.touch(settled - touched, moves=False)
         settled = (settled & self._state.desired_state.keys()) - self._unseen
         for model in sorted(settled):
             for server in self._settle(model, self._state.desired_state[model]):
-                self._state.plan_again(server, model)
+                self._state.plan_again(server, model, moves=False)
         return len(settled)
 
-    def _take_touched(self, moved: Set[str], servers: Mapping[str, Server]) -> set[str]:
-        """Take the models that changed, that are being moved, or that wait for their first observation."""
-        touched = self._touched | self._moving | self._unseen
-        self._touched.clear()
+    def _take_touched(self, moved: Set[str], servers: Mapping[str, Server], limit: int) -> set[str]:
+        """Take models that changed, and those that are being moved or that wait for their first observation."""
+        known = self._state.desired_state.keys()
         devices = {name: self._properties(name, servers[name]) for name in moved}
         leads = self._leading()
         if leads is not self._leads or any(self._devices.get(name) != one for name, one in devices.items()):
-            touched |= self._state.desired_state.keys()  # what a model needs, and where it loads, depends on these
+            self._touched.update(known)  # what a model needs, and where it loads, depends on these
         self._devices |= devices
         self._leads = leads
-        touched &= self._state.desired_state.keys()
+        if not self._queue and self._touched:
+            self._queue = self._in_order(self._touched & known)
+            self._touched.clear()
+        taken = self._queue[-limit:]
+        del self._queue[-limit:]
+        self.waiting = bool(self._queue or self._touched)
+        touched = {*taken, *(self._moving & known), *(self._unseen & known)}
         self._unseen = self._not_seen(touched)
         return touched
+
+    def _in_order(self, models: Set[str]) -> list[str]:
+        """Return models in the order in which they are placed, the first one last: loaded ones keep their places."""
+        present: set[str] = set().union(*(server.present for server in self._state.servers.values()))
+
+        def order(model: str) -> tuple[bool, bool, int, str]:
+            settings = self._state.desired_state[model].revision.spec.settings
+            return model not in present, settings.mode is not Mode.PINNED, -settings.priority, model
+
+        return sorted(models, key=order, reverse=True)
 
     def _properties(self, name: str, placed: Server) -> tuple[object, ...]:
         """Return what determines how much memory models need on a server, and which of them it loads."""
@@ -154,7 +174,7 @@ class PlacementController:
 
     def overlooked(self, model: str) -> bool:
         """Return whether a model's workload differs from the one in the plan."""
-        if not self._looked_at_all or model in self._touched or model in self._unseen:
+        if not self._looked_at_all or model in self._touched or model in self._queue or model in self._unseen:
             return False
         kept = self._state.plan.workloads.get(model)
         return kept != self._workload_of(model, self._state.plan.servers)
@@ -353,7 +373,7 @@ class PlacementController:
     ) -> Workload:
         sizes, seconds = self._sizes(model, prepared, servers)
         most = settings.max_replicas or settings.min_replicas
-        if chooses_gpus(settings) or wants_gpu(prepared.config):
+        if chooses_gpus(settings) or prepared.facts.wants_gpu:
             sizes = self._on_gpus_alone(model, prepared, sizes, chooses=chooses_gpus(settings))
         return Workload(
             model,
@@ -363,7 +383,7 @@ class PlacementController:
             guaranteed=settings.mode is Mode.PINNED,
             priority=settings.priority,
             selector=tuple(sorted(settings.node_selector.items())),
-            gpus=named_gpus(prepared.config) if GPU in sizes else (),
+            gpus=prepared.facts.named_gpus if GPU in sizes else (),
             gpu_count=settings.gpu_count,
             gpu_product=settings.gpu_product,
             gpu_min_bytes=settings.gpu_min_memory_bytes,
@@ -398,7 +418,7 @@ class PlacementController:
         seconds = 1.0
         for name, server in self._state.servers.items():
             scheduler, pools = server.scheduler, servers[name].pools
-            kind = GPU if servers[name].has_gpu and may_use_gpu(prepared.config) else CPU
+            kind = GPU if servers[name].has_gpu and prepared.facts.may_use_gpu else CPU
             if kind not in sizes and scheduler.accounts.known:
                 size = scheduler.size(prepared, model, tuple(pool.name for pool in pools if pool.kind == kind))
                 sizes[kind] = size.footprint.reserve_bytes

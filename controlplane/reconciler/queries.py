@@ -1,6 +1,7 @@
 """Answers queries about the loop's state: statuses, ledgers, explanations, load plans. Changes nothing."""
 
 import asyncio
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -80,18 +81,27 @@ class ReconcilerQueries:
 
     def statuses(self) -> dict[str, DeploymentStatus]:
         """Return the statuses of all deployments, by model; removed ones only until they are unloaded."""
+        self.recheck()
         self.refresh()
         return dict(self._shown)
 
     def phases(self) -> Mapping[Phase, int]:
-        """Return the number of deployments in each phase."""
-        self.refresh()
+        """Return the number of deployments in each phase, as of the newest refresh."""
         return self._phases
 
-    def refresh(self) -> None:
-        """Update the statuses of all deployments that may have changed."""
-        for model in self._touched | self._unsteady:
+    def recheck(self) -> None:
+        """Mark the statuses that change with time."""
+        self._touched |= self._unsteady
+
+    def refresh(self, limit: int | None = None) -> bool:
+        """Update marked statuses, at most ``limit`` of them; return whether none is left."""
+        for model in list(itertools.islice(self._touched, limit)):
             self._update(model)
+        return not self._touched
+
+    def is_current(self, model: str) -> bool:
+        """Return whether the status of a deployment is known without computing it."""
+        return model not in self._touched
 
     def _update(self, model: str) -> None:
         """Compute a status, and keep it until something changes or the status changes with time."""

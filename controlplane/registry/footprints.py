@@ -87,16 +87,11 @@ class MeasuredFootprint:
 
 
 class Footprints:
-    """Reads and commits measured footprints. Blocks; safe to use from several threads.
-
-    Attributes:
-        changes: A counter that increases whenever the results of `peek` may change.
-    """
+    """Reads and commits measured footprints. Blocks; safe to use from several threads."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self._known: dict[FootprintKey, Revision | None] = {}
-        self.changes = 0
         self._listed: set[tuple[str, int]] = set()
         self._surveyed: dict[tuple[str, str], set[str]] | None = None
         self._guard = threading.Lock()
@@ -105,6 +100,10 @@ class Footprints:
         """Return the measurement from memory. No I/O."""
         revision = self._known.get(key)
         return _parse(revision) if revision else None
+
+    def revision(self, key: FootprintKey) -> Revision | None:
+        """Return the revision that `peek` reads; another object after each change. No I/O."""
+        return self._known.get(key)
 
     def get(self, key: FootprintKey) -> MeasuredFootprint | None:
         """Return the newest measurement; None if there is none. Reads the store once for each key."""
@@ -115,7 +114,6 @@ class Footprints:
         revision = Chain(self._store, key.prefix).head()
         with self._guard:
             self._known[key] = revision
-            self.changes += 1
         return _parse(revision) if revision else None
 
     def load(self, model: str, version: int) -> None:
@@ -175,7 +173,6 @@ class Footprints:
             if known is not None and not _news(measured, known):
                 with self._guard:
                     self._known[key] = head
-                    self.changes += 1
                 return known
             kept = measured if known is None else _joined(measured, known)
             try:
@@ -186,7 +183,6 @@ class Footprints:
                 continue
             with self._guard:
                 self._known[key] = committed
-                self.changes += 1
             return _parse(committed) or kept
         return measured
 

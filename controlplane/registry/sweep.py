@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from controlplane.registry.changes import ChangeFeed, steady
 from controlplane.registry.heads import HeadCache
-from controlplane.storage.base import ObjectInfo, ObjectStore
+from controlplane.storage.base import ObjectInfo, ObjectStore, parallel_reads
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ class Sweep(Generic[T]):
 
     def __init__(self, store: ObjectStore, kind: str, heads: HeadCache[T], feed: ChangeFeed) -> None:
         self._store = store
+        self._parallel = parallel_reads(store, _PARALLEL_READS)
         self._kind = kind
         self._prefix = f"{kind}/"
         self._heads = heads
@@ -99,7 +100,7 @@ class Sweep(Generic[T]):
             return changed
 
         if found:
-            with ThreadPoolExecutor(min(_PARALLEL_READS, len(found)), thread_name_prefix="sweep") as pool:
+            with ThreadPoolExecutor(min(self._parallel, len(found)), thread_name_prefix="sweep") as pool:
                 list(pool.map(take, found))
         self._passed.update(found)
 

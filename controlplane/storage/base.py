@@ -158,6 +158,14 @@ class ObjectStore(Protocol):
         ...
 
 
+def parallel_reads(store: ObjectStore, most: int) -> int:
+    """Return how many objects to read at once: ``most`` from a remote store, one from a local store.
+
+    A local read does not wait. More threads would only compete for the interpreter, also with the event loop.
+    """
+    return 1 if store.url.startswith(("file:", "memory:")) else most
+
+
 @dataclass(frozen=True, slots=True)
 class PresignedPut:
     """URLs with which a client writes one object directly.

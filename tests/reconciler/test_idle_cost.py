@@ -8,7 +8,9 @@ import pytest
 
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec, Mode
 from controlplane.domain.states import Phase
+from controlplane.reconciler import controller, cycle
 from controlplane.reconciler.controller import Reconciler
+from controlplane.reconciler.loop_metrics import LoopMetrics
 from controlplane.registry.registry import Registry
 from tests.reconciler.conftest import forget, running
 from tests.support.models import publish_affine
@@ -17,6 +19,7 @@ from tests.support.triton import RunningTriton
 pytestmark = pytest.mark.triton
 
 IDLE = 40
+_AT_ONCE = 8
 _TICKS = 4
 
 
@@ -132,6 +135,51 @@ async def test_full_pass_finds_no_missed_change(
         await ticks(harness.reconciler, 8)
         assert not harness.reconciler.missed, dict(harness.reconciler.missed)
     await forget(triton, model)
+
+
+async def test_many_changes_take_several_cycles_and_a_deploy_between_them_counts(
+    triton: RunningTriton,
+    registry: Registry,
+    model: str,
+    idle: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cycle, "AT_ONCE", _AT_ONCE)
+    monkeypatch.setattr(controller, "_STATUSES_AT_ONCE", _AT_ONCE)
+    reports: list[cycle.CycleReport] = []
+    turns: list[int] = []
+    count = LoopMetrics.cycle
+
+    def note(metrics: LoopMetrics, report: cycle.CycleReport, seconds: float) -> None:
+        reports.append(report)
+        count(metrics, report, seconds)
+
+    async def others_run() -> None:
+        while True:
+            turns.append(len(reports))
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(LoopMetrics, "cycle", note)
+    async with running(triton, registry, model, tmp_path) as harness, asyncio.timeout(120):
+        other = asyncio.create_task(others_run())
+        while not any(report.more for report in reports):
+            await asyncio.sleep(0)
+        changed = registry.deployments.get(idle[-1])
+        resident = changed.spec.with_changes(settings=DeploymentSettings(mode=Mode.RESIDENT))
+        registry.deployments.put(resident, after=changed, actor="test", reason="")
+        harness.reconciler.wake(idle[-1])
+        status = await harness.reconciler.wait_settled(idle[-1], changed.number + 1, 60)
+        assert status.phase is Phase.READY, status
+        other.cancel()
+        await settled(harness.reconciler, idle[:-1])
+    left = [number for number, report in enumerate(reports) if report.more]
+    assert len(left) >= 2 * (IDLE // _AT_ONCE - 1), "placement and planning each take several cycles"
+    assert set(left) <= {*turns, *(turn - 1 for turn in turns)}, "other tasks run after each of them"
+    for report in reports:
+        assert report.placed <= report.rounds * _AT_ONCE
+        assert report.planned <= report.rounds + _AT_ONCE
+    await forget(triton, idle[-1])
 
 
 async def test_unmarked_change_is_found_and_repaired(
