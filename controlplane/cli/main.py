@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from controlplane.cli.commands import (
+    adopting,
     checking,
     conversions,
     declarations,
@@ -118,6 +119,7 @@ for module in (
     local,
     push,
     importing,
+    adopting,
     conversions,
     models,
     pull,

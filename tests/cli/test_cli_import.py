@@ -1,8 +1,12 @@
 """`tritonctl import` of a repository folder against a running control plane."""
 
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from tritonclient.grpc import InferenceServerClient
 
@@ -161,3 +165,26 @@ def test_loaded_models_of_a_running_triton_are_imported(cli: Cli, tmp_path: Path
     assert "no Triton answers" in cli("import", source, repository).err
     assert "triton://HOST:PORT" in cli("import", source).err
     assert "is not supported" in cli("import", "gs://bucket/x").err
+
+
+def test_import_continues_after_the_control_plane_was_killed(fresh: Cli) -> None:
+    count = 40
+    for number in range(count):
+        write(fresh.folder / "repository" / f"model-{number:02}", directories.scaling(float(number)))
+    environment = {"CONTROLPLANE_TRITON__EMBEDDED": "false"}
+    with fresh.up(**environment) as record:
+        running = fresh.start("import", "repository")
+        with httpx.Client(base_url=record["url"], trust_env=False) as http:
+            end = time.monotonic() + 60
+            while len(http.get("/v1/models").json()["items"]) < 2:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+        os.kill(record["pid"], signal.SIGKILL)
+        output, _ = running.communicate(timeout=60)
+        assert running.returncode == 4, output
+    with fresh.up(**environment):
+        rows = results(fresh, "repository", code=0)
+        assert {version for _, version in rows.values()} == {1}, "a version was published twice"
+        assert len(rows) == count
+        assert {result for result, _ in rows.values()} == {"imported", "unchanged"}
+        assert {result for result, _ in results(fresh, "repository", code=0).values()} == {"unchanged"}

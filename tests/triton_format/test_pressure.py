@@ -1,0 +1,88 @@
+"""Model directories under memory pressure and with a killed Triton, through the gateway."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from tritonclient.grpc import InferInput
+from tritonclient.utils import InferenceServerException
+
+from controlplane.settings import MemorySettings
+from tests.support.api import Api, serving, settings_for
+from tests.support.gateway import grpc_client, triton_pid
+from tests.triton_format import directories
+from tests.triton_format.conftest import publish
+
+pytestmark = pytest.mark.triton
+MIB = 1 << 20
+DEADLINE_SECONDS = 180.0
+
+
+@pytest.fixture(scope="module")
+def tight(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """A gateway before a Triton that has room for one of two models of about 200 MiB."""
+    memory = MemorySettings(budget_bytes={"host": 330 * MIB}, minimum_residence_seconds=0.1, poll_interval_seconds=0.2)
+    with serving(settings_for(tmp_path_factory.mktemp("tight"), embedded=True, memory=memory)) as api:
+        yield api
+
+
+def heavy(factor: float) -> dict[str, bytes]:
+    """A Python model that scales and takes 160 MiB."""
+    body = (
+        "    def initialize(self, args):\n"
+        f"        self.ballast = np.ones({160 * MIB}, np.uint8)\n\n"
+        "    def execute(self, requests):\n"
+        f"        return [answer(tensor(request) * {factor}) for request in requests]\n"
+    )
+    return directories.python(body, "")
+
+
+def ask(api: Api, model: str) -> tuple[list[float], str]:
+    """Send a request through the gateway, again while the server restarts."""
+    tensor = InferInput("x", [2], "FP32")
+    tensor.set_data_from_numpy(np.array([1, 2], np.float32))
+    end = time.monotonic() + DEADLINE_SECONDS
+    while True:
+        with grpc_client(api) as client:
+            try:
+                answer = client.infer(model, [tensor], client_timeout=60)
+            except InferenceServerException:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.2)
+            else:
+                return answer.as_numpy("y").tolist(), answer.get_response().model_version
+
+
+def evictions(api: Api) -> dict[str, int]:
+    (server,) = api.ok(api.http.get("/v1/memory"))["items"]
+    return {model["model"]: model["evictions"] for model in server["models"]}
+
+
+def test_models_evict_each_other_and_answer(tight: Api) -> None:
+    for name, factor in (("first", 2.0), ("second", 3.0)):
+        publish(tight, name, heavy(factor))
+        tight.deploy(f"{name}:1", mode="on-demand", bake_seconds=0)
+    end = time.monotonic() + DEADLINE_SECONDS
+    while min(evictions(tight).get(name, 0) for name in ("first", "second")) < 1:
+        assert time.monotonic() < end, evictions(tight)
+        assert ask(tight, "first") == ([2.0, 4.0], "1")
+        assert ask(tight, "second") == ([3.0, 6.0], "1")
+
+
+def test_killed_triton_serves_again_and_rolls_back(tight: Api) -> None:
+    publish(tight, "steady", directories.scaling(2.0))
+    publish(tight, "steady", directories.scaling(5.0))
+    for version in (1, 2):
+        assert tight.deploy(f"steady:{version}")["state"] == "succeeded"
+    assert ask(tight, "steady") == ([5.0, 10.0], "2")
+    killed = triton_pid(tight)
+    os.kill(killed, signal.SIGKILL)
+    assert ask(tight, "steady") == ([5.0, 10.0], "2")
+    assert triton_pid(tight) != killed
+    back = tight.ok(tight.http.post("/v1/deployments/steady/rollback", json={}), 202)
+    assert tight.operation(back["operation_id"], wait=DEADLINE_SECONDS)["state"] == "succeeded"
+    assert ask(tight, "steady") == ([2.0, 4.0], "1")
