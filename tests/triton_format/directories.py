@@ -75,7 +75,7 @@ def counting(factor: float = 1.0) -> dict[str, bytes]:
     )
     config = """
 sequence_batching {
-  max_sequence_idle_microseconds: 60000000
+  max_sequence_idle_microseconds: 600000000
   oldest { max_candidate_sequences: 64 }
   control_input [
     { name: "START" control [ { kind: CONTROL_SEQUENCE_START int32_false_true: [ 0, 1 ] } ] },
