@@ -1,9 +1,13 @@
-"""Model directories under memory pressure and with a killed Triton, through the gateway."""
+"""Model directories under memory pressure, with a killed Triton and a packed environment, through the gateway."""
 
+import io
 import os
 import signal
+import sys
+import tarfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,3 +90,45 @@ def test_killed_triton_serves_again_and_rolls_back(tight: Api) -> None:
     back = tight.ok(tight.http.post("/v1/deployments/steady/rollback", json={}), 202)
     assert tight.operation(back["operation_id"], wait=DEADLINE_SECONDS)["state"] == "succeeded"
     assert ask(tight, "steady") == ([2.0, 4.0], "1")
+
+
+def environment() -> bytes:
+    """A packed environment, as conda-pack makes them: an interpreter's folder with a package that only it has.
+
+    Its interpreter is a link to that of the tests, and it finds NumPy where the tests have it.
+    """
+    activate = 'export PATH="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd):$PATH"\n'
+    packages = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+    interpreter = Path(sys.executable).resolve()
+    files = {
+        "bin/activate": activate,
+        "pyvenv.cfg": f"home = {interpreter.parent}\n",
+        f"{packages}/only_packed.py": "FACTOR = 7.0\n",
+        f"{packages}/numpy.pth": f"{Path(np.__file__).parent.parent}\n",
+    }
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for path, text in files.items():
+            entry = tarfile.TarInfo(path)
+            entry.size, entry.mode = len(text.encode()), 0o755
+            archive.addfile(entry, io.BytesIO(text.encode()))
+        link = tarfile.TarInfo("bin/python3")
+        link.type, link.linkname = tarfile.SYMTYPE, str(interpreter)
+        archive.addfile(link)
+    return buffer.getvalue()
+
+
+def test_execution_environment_is_a_file_of_the_version(tight: Api) -> None:
+    body = (
+        "    def execute(self, requests):\n"
+        "        import only_packed\n"
+        "        return [answer(tensor(request) * only_packed.FACTOR) for request in requests]\n"
+    )
+    config = (
+        'parameters { key: "EXECUTION_ENV_PATH" value { string_value: "$$TRITON_MODEL_DIRECTORY/packed.tar.gz" } }\n'
+    )
+    publish(tight, "packed", {**directories.python(body, config), "packed.tar.gz": environment()})
+    assert tight.deploy("packed:1")["state"] == "succeeded"
+    assert ask(tight, "packed") == ([7.0, 14.0], "1")
+    manifest = tight.ok(tight.http.get("/v1/models/packed/versions/1"))["manifest"]
+    assert "packed.tar.gz" in {file["path"] for file in manifest["files"]}
