@@ -31,6 +31,7 @@ from controlplane.cli.commands import (
     rollouts,
     samples,
     servers,
+    setup,
     sign,
     tuning,
 )
@@ -117,6 +118,7 @@ def _globals(
 
 for module in (
     local,
+    setup,
     push,
     importing,
     adopting,

@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -66,11 +67,12 @@ def encode_samples(samples: tuple[Sample, ...]) -> bytes:
         index.append(entry)
     arrays["index"] = np.frombuffer(json.dumps(index).encode(), dtype=np.uint8)
     buffer = io.BytesIO()
+    write_array: Any = np.lib.format.write_array  # without types in NumPy 1
     # Not np.savez: it writes the current time into the archive, and these bytes are content-addressed.
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for key, array in arrays.items():
             entry_bytes = io.BytesIO()
-            np.lib.format.write_array(entry_bytes, array, allow_pickle=False)  # type: ignore[no-untyped-call]
+            write_array(entry_bytes, array, allow_pickle=False)
             archive.writestr(zipfile.ZipInfo(f"{key}.npy"), entry_bytes.getvalue(), zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
 

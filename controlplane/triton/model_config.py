@@ -198,7 +198,7 @@ def _max_batch_size(signature: Signature, settings: DeploymentSettings, samples:
                 )
             return 0
         # The golden samples must fit, otherwise no version could pass its proof.
-        sizes = [array.shape[0] for sample in samples for array in sample.inputs.values() if array.ndim]
+        sizes: list[int] = [array.shape[0] for sample in samples for array in sample.inputs.values() if array.ndim]
         return max([DEFAULT_MAX_BATCH_SIZE, *sizes])
     if settings.max_batch_size > 0 and obstacle is not None:
         raise InvalidConfigError(

@@ -17,7 +17,12 @@ from controlplane.memory.policy.eviction import LruPolicy, policy_named
 
 def trace(models: list[int], sizes: list[int], seconds: list[float], *, gap: float = 100.0) -> Trace:
     return Trace(
-        "hand", np.arange(len(models)) * gap, np.array(models), np.array(sizes), np.array(seconds), skewed=True
+        "hand",
+        gap * np.arange(len(models), dtype=np.float64),
+        np.array(models),
+        np.array(sizes),
+        np.array(seconds),
+        skewed=True,
     )
 
 

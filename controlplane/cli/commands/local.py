@@ -156,11 +156,13 @@ def up(
     Other commands find the control plane through the data folder. It runs until Ctrl-C, or with `--detach` until
     `tritonctl down`.
     """
+    from controlplane.cli.workflows.setup import ensure
     from controlplane.cli.workflows.up import run_here, start_detached
     from controlplane.settings import Settings
 
     _use(session, config)
     data_dir = session.folder()
+    ensure(session.out(), session.settings(store=None, endpoint=None).triton.root)
     if detach:
         options: dict[str, object] = {
             "port": port,

@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import stat
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -25,13 +26,12 @@ from controlplane.storage.base import ObjectStore
 
 Status = Literal["ok", "warn", "fail"]
 
-_PYTHONS = ((3, 11), (3, 12))
+_PYTHONS = ((3, 11), (3, 12), (3, 13), (3, 14))
 _GLIBC_MIN = (2, 35)
 _SPACE_WARN_BYTES = 5 * GIB
 _SPACE_FAIL_BYTES = 256 * MIB
 _PACKAGES = {
     "onnxruntime": ("embedded", "running and checking ONNX models"),
-    "nvidia-pytriton": ("embedded", "the embedded Triton of `tritonctl up`"),
     "torch": ("torch", "TorchScript and PyTorch models"),
     "onnxscript": ("torch", "converting PyTorch models to ONNX"),
     "skl2onnx": ("sklearn", "converting scikit-learn models"),
@@ -81,7 +81,7 @@ def _python() -> Finding:
     found = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
     if sys.version_info[:2] in _PYTHONS:
         return Finding("python", "ok", found)
-    return Finding("python", "fail", f"{found} is not supported", "use Python 3.11 or 3.12")
+    return Finding("python", "fail", f"{found} is not supported", "use Python 3.11 to 3.14")
 
 
 def _packages() -> Iterator[Finding]:
@@ -121,7 +121,7 @@ def _glibc() -> Finding:
 def _triton(root: Path | None) -> Finding:
     from controlplane.triton.embedded.installation import find_installation, read_version
 
-    fix = "pip install 'triton-control-plane[embedded]', or run Triton elsewhere and use `tritonctl serve`"
+    fix = "run `tritonctl setup` (the first `tritonctl up` does it too), or Triton elsewhere and `tritonctl serve`"
     if root is not None:
         fix = "set CONTROLPLANE_TRITON__ROOT to the folder `tritonserver` of a complete Triton, or unset it"
     try:
@@ -129,10 +129,23 @@ def _triton(root: Path | None) -> Finding:
     except ControlPlaneError as error:
         return Finding("triton", "warn" if root is None else "fail", error.message, fix)
     try:
-        found = read_version(installation)
+        found, numpy = read_version(installation), _numpy(installation.packages)
     except ControlPlaneError as error:
         return Finding("triton", "fail", error.message, fix)
-    return Finding("triton", "ok", f"{found} in {installation.root}; its Python backend starts")
+    if not numpy:
+        remedy = f"remove {installation.packages}, and run `tritonctl setup`"
+        return Finding(
+            "triton", "fail", f"the NumPy of its Python backend in {installation.packages} is broken", remedy
+        )
+    return Finding("triton", "ok", f"{found} in {installation.root}; its Python backend has NumPy {numpy}")
+
+
+def _numpy(packages: Path | None) -> str:
+    """Return the version of NumPy that models import in the Python backend; empty if it cannot be imported."""
+    first = f"sys.path.insert(0, {str(packages)!r})" if packages else "pass"
+    program = f"import sys; {first}; import numpy; print(numpy.__version__)"
+    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 def _folder(data_dir: Path) -> Finding:

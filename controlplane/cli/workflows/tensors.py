@@ -199,7 +199,7 @@ def from_protocol(tensor: Mapping[str, Any]) -> Array:
 
 def save_npz(target: BinaryIO, tensors: Sequence[Mapping[str, Any]]) -> None:
     """Write tensors as ``.npz``, strings as unicode arrays, so that reading needs no pickle."""
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for tensor in tensors:
         array = from_protocol(tensor)
         arrays[tensor["name"]] = array.astype(str) if array.dtype == object else array

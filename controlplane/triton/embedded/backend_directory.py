@@ -3,6 +3,8 @@
 import compileall
 import hashlib
 import shutil
+import site
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,9 +17,18 @@ SHARED = "backend_requests.py"
 """Their common module; it is copied beside each `model.py`, because a stub cannot import the rest of this package."""
 
 
+_PYTHON = ".python"
+
+
+def python_path(backends: Path) -> Path:
+    """Return the folder of a backend directory's `python3`: stubs find their packages through the first in PATH."""
+    return backends / _PYTHON / "bin"
+
+
 def backend_names(backends: Path) -> frozenset[str]:
     """Return the backends in a backend directory; empty if it is not known yet."""
-    return frozenset(path.name for path in backends.iterdir() if path.is_dir()) if backends.name else frozenset()
+    found = backends.iterdir() if backends.name else ()
+    return frozenset(path.name for path in found if path.is_dir() and path.name != _PYTHON)
 
 
 def native_backends(backends: Path) -> frozenset[str]:
@@ -49,6 +60,7 @@ def assemble_backends(installation: Installation, folder: Path) -> Path:
     for name, path in ours.items():
         shutil.copytree(path.parent, building / name, ignore=ignore)
         shutil.copy2(BACKENDS / SHARED, building / name / SHARED)
+    _make_environment(building / _PYTHON, installation.packages)
     # The server cannot write to its backend directory; without these files, each load would compile the modules again.
     compileall.compile_dir(building, quiet=2)
     building.chmod(0o755)
@@ -61,8 +73,30 @@ def assemble_backends(installation: Installation, folder: Path) -> Path:
     return target
 
 
+def _make_environment(folder: Path, packages: Path | None) -> None:
+    """Make the virtual environment of the stubs: their own packages first, then those of this Python's environment.
+
+    A path in the environment (PYTHONPATH) would also reach stubs that run with a model's own execution environment.
+    """
+    python = Path(sys.base_prefix) / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "python3").symlink_to(python)
+    (folder / "pyvenv.cfg").write_text(f"home = {python.parent}\ninclude-system-site-packages = false\n")
+    place = folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    place.mkdir(parents=True)
+    (place / "tritonctl.pth").write_text(_import_lines(packages))
+
+
+def _import_lines(packages: Path | None) -> str:
+    """Return the lines of a ``.pth`` file; `site.addsitedir` also reads the ``.pth`` files of a folder."""
+    folders = [*([site.getusersitepackages()] if site.ENABLE_USER_SITE else ()), *site.getsitepackages()]
+    lines = [str(packages)] if packages else []
+    return "\n".join([*lines, *(f"import site; site.addsitedir({folder!r})" for folder in folders)]) + "\n"
+
+
 def _digest(installation: Installation, theirs: Mapping[str, Path], ours: Mapping[str, Path]) -> str:
     digest = hashlib.sha256(str(installation.stub).encode())
+    digest.update(f"{sys.version} {sys.base_prefix} {_import_lines(installation.packages)}".encode())
     for path in (installation.python_backend / "libtriton_python.so", *(theirs[name] for name in theirs)):
         for file in sorted(path.glob("*")) if path.is_dir() else [path]:
             found = file.stat()

@@ -1,10 +1,12 @@
 """The environment of a confined server: its folders, environment variables and shared memory."""
 
 import contextlib
+import os
 import shutil
 from pathlib import Path
 
 from controlplane.sandbox import Sandbox, View
+from controlplane.triton.embedded.backend_directory import python_path
 from controlplane.triton.embedded.installation import Installation
 
 TEMPORARY = Path("/var/tmp")
@@ -12,9 +14,10 @@ TEMPORARY = Path("/var/tmp")
 _SHARED_MEMORY = Path("/dev/shm")
 
 
-def environment(installation: Installation, sandbox: Sandbox, gpus: tuple[str, ...]) -> dict[str, str]:
+def environment(installation: Installation, backends: Path, sandbox: Sandbox, gpus: tuple[str, ...]) -> dict[str, str]:
     """Return the server's environment. CUDA sees only these GPUs, numbered as by NVML, in PCI bus order."""
-    own = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    path = os.pathsep.join([str(python_path(backends)), installation.environment["PATH"]])
+    own = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "PATH": path}
     if gpus:
         own["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     if sandbox.confines:
@@ -40,8 +43,9 @@ def prepare(
         for folder in (temporary, shared):
             folder.mkdir(mode=0o700)
             sandbox.give(folder)
+    packages = (installation.packages,) if installation.packages else ()
     return View(
-        read=(*read, installation.root, *installation.libraries, *installation.preloaded),
+        read=(*read, installation.root, *packages, *installation.libraries, *installation.preloaded),
         mounts={TEMPORARY: temporary, _SHARED_MEMORY: shared},
         devices=True,
         network=True,

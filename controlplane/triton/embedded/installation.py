@@ -7,11 +7,13 @@ import sys
 import sysconfig
 import tempfile
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
 from controlplane.errors import TritonStartError
+from controlplane.triton.embedded.wheels import find_packages, unsupported
 
 _VERSION_SECONDS = 30.0
 
@@ -24,11 +26,14 @@ class Installation:
         root: Its folder `tritonserver`, with `bin` and `backends`.
         stub: The stub of its Python backend for the running Python.
         libraries: Folders of the shared libraries that the server and its stubs need.
+        packages: Folder of Python packages that its stubs import before those of this Python's environment; None if
+            they need none.
     """
 
     root: Path
     stub: Path
     libraries: tuple[Path, ...]
+    packages: Path | None = None
 
     @property
     def binary(self) -> Path:
@@ -45,7 +50,7 @@ class Installation:
         """Return the server's environment; its stubs inherit it.
 
         The stub is linked against libpython and the wheel's own libraries. Without them it dies at the start and its
-        load never returns. It finds its site-packages through the first `python3` in PATH.
+        load never returns.
         """
         # Models run code, so they get only the variables that the server, the runtimes and the GPU's driver read.
         environment = {
@@ -100,31 +105,62 @@ def find_installation(root: Path | None = None) -> Installation:
     return found
 
 
+def needs_packages(root: Path | None = None) -> bool:
+    """Return whether packages must be installed (`wheels.install_packages`) before `find_installation` succeeds."""
+    if find_packages() is not None:
+        return False
+    if root is None:
+        return _in_environment() is None
+    stub = _stub(root.expanduser().absolute())
+    return stub.is_file() and _needs_numpy_1(stub)
+
+
 def _wheel() -> Installation:
-    spec = find_spec("pytriton")
-    if spec is None or not spec.submodule_search_locations:
-        raise TritonStartError(
-            "the embedded Triton needs the package nvidia-pytriton (Linux x86-64, glibc 2.35 or newer): "
-            "pip install 'triton-control-plane[embedded]'"
-        )
-    package = Path(next(iter(spec.submodule_search_locations)))
-    root = package / "tritonserver"
+    packages = find_packages()
+    place = packages or _in_environment()
+    if place is None:
+        raise TritonStartError(unsupported() or "the embedded Triton is not installed; run `tritonctl setup`")
+    root = place / "pytriton" / "tritonserver"
     stub = _own_stub(root)
-    found = Installation(root, stub, _libraries(package.parent / "nvidia_pytriton.libs"))
+    found = Installation(root, stub, _libraries(place / "nvidia_pytriton.libs"), packages)
     for path, what in ((found.binary, "server binary"), (stub, f"Python backend stub for Python {_python()}")):
         if not path.is_file():
-            raise TritonStartError(f"nvidia-pytriton has no {what} at {path}; reinstall it", path=str(path))
+            raise TritonStartError(
+                f"nvidia-pytriton has no {what} at {path}; remove {packages or place / 'pytriton'}, and run "
+                "`tritonctl setup`",
+                path=str(path),
+            )
     return found
+
+
+def _in_environment() -> Path | None:
+    """Return the folder with nvidia-pytriton in this Python's environment, if NumPy 1 is installed beside it."""
+    spec = find_spec("pytriton")
+    if spec is None or not spec.submodule_search_locations or _numpy_major() > 1:
+        return None
+    return Path(next(iter(spec.submodule_search_locations))).parent
+
+
+def _numpy_major() -> int:
+    return int(version("numpy").partition(".")[0])
+
+
+def _needs_numpy_1(stub: Path) -> bool:
+    """Return whether a stub cannot use the NumPy of this Python's environment.
+
+    pybind11 2.12 and later ask `numpy.lib.NumpyVersion` for the memory layout; earlier ones know that of NumPy 1 alone.
+    """
+    return _numpy_major() > 1 and b"NumpyVersion" not in stub.read_bytes()
 
 
 def _unpacked(root: Path) -> Installation:
     """Return another Triton, as NVIDIA's images have it in ``/opt/tritonserver``."""
-    own, shipped = _own_stub(root), root / "backends" / "python" / _STUB
-    found = Installation(root, own if own.is_file() else shipped, _libraries(root / "lib"))
+    stub = _stub(root)
+    found = Installation(root, stub, _libraries(root / "lib"), find_packages())
     for path, what in (
         (found.binary, "server binary"),
         (found.python_backend / "libtriton_python.so", "Python backend"),
-        (found.stub, "Python backend stub"),
+        (stub, "Python backend stub"),
     ):
         if not path.is_file():
             raise TritonStartError(
@@ -132,12 +168,19 @@ def _unpacked(root: Path) -> Installation:
                 "folder `tritonserver` of an unpacked Triton, which contains bin, backends and lib",
                 path=str(path),
             )
-    built_for = _LIBPYTHON.search(found.stub.read_bytes())
-    if found.stub == shipped and built_for and built_for[1].decode() != _python():
+    built_for = _LIBPYTHON.search(stub.read_bytes())
+    if stub != _own_stub(root) and built_for and built_for[1].decode() != _python():
         raise TritonStartError(
             f"the Python backend stub of {root} is for Python {built_for[1].decode()}, and this is Python {_python()}; "
-            f"run tritonctl with Python {built_for[1].decode()}, or put a stub for {_python()} at {own}",
-            path=str(shipped),
+            f"run tritonctl with Python {built_for[1].decode()}, or put a stub for {_python()} at {_own_stub(root)}",
+            path=str(stub),
+        )
+    if not _needs_numpy_1(stub):
+        return replace(found, packages=None)
+    if found.packages is None:
+        raise TritonStartError(
+            f"the Python backend stub of {root} needs NumPy 1, and this Python has NumPy {version('numpy')}: "
+            + (unsupported() or "run `tritonctl setup`, which installs it for the stub alone")
         )
     return found
 
@@ -148,6 +191,12 @@ _LIBPYTHON = re.compile(rb"libpython(3\.\d+)\.so")
 
 def _python() -> str:
     return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def _stub(root: Path) -> Path:
+    """Return the stub for the running Python, or else the one beside the Python backend."""
+    own = _own_stub(root)
+    return own if own.is_file() else root / "backends" / "python" / _STUB
 
 
 def _own_stub(root: Path) -> Path:

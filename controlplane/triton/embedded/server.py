@@ -310,7 +310,7 @@ class EmbeddedTriton:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=environment(self._installation, self._sandbox, self._settings.gpus),
+                env=environment(self._installation, self.backends, self._sandbox, self._settings.gpus),
                 start_new_session=True,
             )
         await self._wait_live(server_id, started + self._settings.start_timeout_seconds)
