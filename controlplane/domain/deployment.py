@@ -190,6 +190,12 @@ class DeploymentSettings(BaseModel):
         description="Reject a new version if the resident memory of its backend process exceeds this multiple of the "
         "active version's; only where it can be measured.",
     )
+    members: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        default_factory=dict,
+        max_length=64,
+        description="For a pipeline: the version of each member that it runs with. A deploy pins the active version of "
+        "the member's deployment for each member that is left out.",
+    )
     parameters: dict[str, str] = Field(
         default_factory=dict, description="Backend parameters, as in `parameters` of config.pbtxt."
     )

@@ -8,6 +8,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from controlplane.domain.names import validate_file_path
+from controlplane.domain.pipelines import ENSEMBLE, is_ensemble
 from controlplane.domain.signature import Signature
 from controlplane.domain.tolerance import OutputComparison, Tolerance
 
@@ -140,6 +141,11 @@ class Manifest(BaseModel):
     lineage: Lineage | None = Field(
         default=None, description="Where the version comes from; null for files of the publisher."
     )
+    members: tuple[str, ...] = Field(
+        default=(),
+        description="The models that answer its requests together with it: the steps of an ensemble, and those that a "
+        "Python model calls.",
+    )
     parity: ParityReport | None = Field(default=None, description="The parity check of a converted version.")
     attributes: dict[str, JsonValue] = Field(
         default_factory=dict, description="Facts read from the file: opset, IR version, producer, number of weights."
@@ -154,7 +160,9 @@ class Manifest(BaseModel):
 
     @property
     def backend(self) -> str:
-        """The Triton backend that runs it; empty if it must be converted first."""
+        """The Triton backend that runs it, or ``ensemble``; empty if it must be converted first."""
+        if is_ensemble(self.config):
+            return ENSEMBLE
         if self.config is not None:
             return str(self.config.get("backend", ""))
         return self.format.backend or ""

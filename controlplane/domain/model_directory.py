@@ -22,9 +22,12 @@ def version_folders(paths: Iterable[str]) -> list[int]:
 
 
 def is_model_directory(paths: Iterable[str]) -> bool:
-    """Return whether these are the files of a model directory: ``config.pbtxt`` and at least one version folder."""
+    """Return whether these are the files of a model directory: ``config.pbtxt`` and at least one version folder.
+
+    The version folder of an ensemble is empty, so its configuration may be its only file.
+    """
     paths = list(paths)
-    return CONFIG_FILE in paths and bool(version_folders(paths))
+    return CONFIG_FILE in paths and (bool(version_folders(paths)) or paths == [CONFIG_FILE])
 
 
 def stored_path(path: str, folder: int) -> str:

@@ -19,6 +19,7 @@ from itertools import groupby
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from controlplane.domain.manifest import Format, Manifest
+from controlplane.domain.pipelines import ENSEMBLE
 from controlplane.domain.signature import DataType, Signature, TensorSpec
 from controlplane.domain.triton_releases import RELEASES, OnnxLimits, limits_of_release, limits_of_runtime
 
@@ -200,7 +201,7 @@ def _failures(facts: ModelFacts, target: Target) -> Iterator[str]:
     if facts.unservable is not None:
         yield facts.unservable
         return
-    if target.backends is not None and backend not in target.backends:
+    if target.backends is not None and backend not in target.backends and backend != ENSEMBLE:
         yield f"it has no backend {backend}"
         return
     if backend == "onnxruntime" and target.onnx is not None:
@@ -214,7 +215,7 @@ def _missing(facts: ModelFacts, target: Target) -> Iterator[str]:
     if "onnxruntime" in (facts.backend, facts.format.backend):
         yield from _onnx_missing(facts, target)
     elif facts.format is Format.TRITON:
-        if target.backends is None:
+        if target.backends is None and facts.backend != ENSEMBLE:
             yield f"it is unknown whether it has the backend {facts.backend}"
     elif target.libtorch is None:
         yield "it is unknown which PyTorch backend the server has"

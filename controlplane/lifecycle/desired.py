@@ -221,7 +221,7 @@ class DesiredStateResolver:
         chain = _extended(chain, revision)
         if _forward(chain) and revision.commit_id != self._chains[model][0].commit_id:
             return None
-        if any(self._known(model, other.spec.version, other.spec.settings) is None for other in _runs(chain)):
+        if any(self._known(model, other.spec.version, other.spec.settings) is None for other in fallback_runs(chain)):
             return None
         trial = revision.spec.trial
         if trial is not None and self._known(model, trial.version, trial.settings) is None:
@@ -359,7 +359,7 @@ class DesiredStateResolver:
         prepared: dict[Target, PreparedVersion] = {}
         targets: list[Target] = []
         problem = ""
-        for revision in _runs(chain):
+        for revision in fallback_runs(chain):
             spec = revision.spec
             try:
                 ready = self._prepare(spec.model, spec.version, spec.settings)
@@ -425,7 +425,7 @@ def _forward(chain: tuple[DeploymentRevision, ...]) -> bool:
     """Return whether the newest revision is no rollback and has a lower version to fall back to."""
     head = chain[0].spec
     back = len(chain) > 1 and head.version < chain[1].spec.version
-    return not back and head.loaded and any(other.spec.version < head.version for other in _runs(chain)[1:])
+    return not back and head.loaded and any(other.spec.version < head.version for other in fallback_runs(chain)[1:])
 
 
 def _extended(chain: tuple[DeploymentRevision, ...], revision: DeploymentRevision) -> tuple[DeploymentRevision, ...]:
@@ -434,7 +434,7 @@ def _extended(chain: tuple[DeploymentRevision, ...], revision: DeploymentRevisio
     return (revision, *chain)[:_REVISIONS_READ]
 
 
-def _runs(chain: Sequence[DeploymentRevision]) -> list[DeploymentRevision]:
+def fallback_runs(chain: Sequence[DeploymentRevision]) -> list[DeploymentRevision]:
     """Return the newest revision and its possible fallbacks, back to the last revision that unloaded the model."""
     runs: list[DeploymentRevision] = []
     seen: set[tuple[int, str]] = set()

@@ -8,7 +8,7 @@ client and a failed action are therefore all the same case. The code refers to t
     0.2  Triton is loading this model (our load timed out, or another client's load): wait
 1.  Nothing is to be loaded.
     1.1  the candidate is loaded: unload it
-    1.2  the model is loaded: unload it
+    1.2  the model is loaded: unload it, after the pipelines that use it
     1.3  its memory is not free yet: wait
     1.4  unused folders are left: clean up
 2.  Choose the goal: the first of these that no failure blocks.
@@ -22,8 +22,10 @@ client and a failed action are therefore all the same case. The code refers to t
     3.2  proved to be bad, and due for another try: load it again
     3.2b proved, and on other GPUs than its assigned ones: load it again there; Triton then drops the old instances
          (after a failure, only wait for the next try: every load would move it)
-    3.3  proved, and other versions than it and the one kept for the bake window are loaded: narrow the policy
-         (while a rollout has a candidate, none is kept: never three replicas in memory)
+    3.3  proved, and other versions than it, the one kept for the bake window and those that pipelines need are loaded:
+         narrow the policy (while a rollout has a candidate, none is kept: never three replicas in memory)
+         3.3b a version that a pipeline needs would become active: keep all until the pipeline runs with another one
+         3.3c a version that a pipeline needs is not loaded: stage it, load it beside the goal, and prove it
     3.4  a rollout has a candidate
          3.4.1  it failed and must wait: unload it
          3.4.2  it is not loaded and proved under the candidate's name: stage, load and prove it, as in 5.3
@@ -36,8 +38,8 @@ client and a failed action are therefore all the same case. The code refers to t
     4.3  not staged: stage it
     4.4  load it alone
 5.  The goal is not loaded, another version is.
-    5.1  besides the active version another one is baking: drop it (never three replicas in memory); the
-         configuration stays as it is, even if it is not ours
+    5.1  besides the active version another one is baking that no pipeline needs: drop it (never three replicas in
+         memory); the configuration stays as it is, even if it is not ours
     5.2  the goal is a lower version under the same configuration and would not become active: stage it and load it
          beside the active version; 3.1 then proves it (a candidate is unloaded first)
     5.3  the goal would become active at once and was not proved on this server: prove it under the candidate's name
@@ -46,7 +48,8 @@ client and a failed action are therefore all the same case. The code refers to t
               and is a fallback: load it once, as in 5.4.1; 3.1 then proves it
     5.4  it was proved: unless there is memory for a third replica, unload the candidate; stage under the own name, then
          5.4.1  same configuration: load it beside the active version
-         5.4.2  other configuration, or other GPUs: load it alone (Triton loads it before it drops the old version)
+         5.4.2  other configuration, or other GPUs: load it alone (Triton loads it before it drops the old version);
+                not while a pipeline needs another version that is loaded
          With enough memory, 3.5 unloads the candidate after the version is active: no load waits for its memory.
 """
 
@@ -122,6 +125,8 @@ def _blocked(observed: ObservedReplica, target: Target, now: datetime) -> bool:
 def _nothing_wanted(desired: DesiredReplica, observed: ObservedReplica) -> Action | None:
     if observed.candidate is not None:  # 1.1
         return Unload(candidate=True, because="the desired state is unloaded")
+    if observed.loaded and desired.users:  # 1.2
+        return Wait(f"{_names(desired)} is unloaded first")
     if observed.loaded:  # 1.2
         return Unload(candidate=False, because="the desired state is unloaded")
     if observed.leaving or observed.candidate_leaving:  # 1.3
@@ -149,7 +154,11 @@ def _goal_loaded(desired: DesiredReplica, observed: ObservedReplica, goal: Targe
             return None
         return Load(goal, tuple(sorted(observed.loaded)), reload=True, because=desired.relocation_reason)
     beside = kept_alongside(desired, observed, goal, now)
-    wanted = {goal.version} | ({beside} if beside is not None else set())
+    needed = desired.needed & observed.loaded
+    wanted = {goal.version} | ({beside} if beside is not None else set()) | needed
+    if goal == desired.targets[0] and any(v > goal.version and not observed.mark(v).bad for v in needed):  # 3.3b
+        return Wait(f"{_names(desired)} needs version {max(needed)}, which would become active")
+    wanted -= {version for version in wanted if version > goal.version}
     if observed.loaded != wanted:  # 3.3
         return Load(
             goal,
@@ -157,6 +166,8 @@ def _goal_loaded(desired: DesiredReplica, observed: ObservedReplica, goal: Targe
             because=f"version {goal.version} is proved and must be active",
             switch=wanted <= observed.loaded,
         )
+    if (action := _for_pipelines(desired, observed, goal, now)) is not None:  # 3.3c
+        return action
     trial = desired.trial if goal == desired.targets[0] else None
     if trial is not None and not _blocked(observed, trial, now):  # 3.4
         if not on_trial(observed, trial):  # 3.4.2
@@ -168,6 +179,23 @@ def _goal_loaded(desired: DesiredReplica, observed: ObservedReplica, goal: Targe
     if (stale or left) and not observed.candidate_leaving:  # 3.6
         return CleanUp(because="folders of earlier versions are left", versions=tuple(sorted(stale)), candidate=left)
     return None  # 3.7
+
+
+def _for_pipelines(desired: DesiredReplica, observed: ObservedReplica, goal: Target, now: datetime) -> Action | None:
+    """Return the next step for a version that a pipeline needs beside the goal; None if there is none."""
+    for target in sorted(Target(version, goal.digest) for version in desired.needed if version < goal.version):
+        if target not in desired.targets or _blocked(observed, target, now):
+            continue  # it cannot be loaded beside the goal; the pipeline's status says so
+        if target.version not in observed.loaded:
+            return _load_own(observed, target, tuple(sorted(observed.loaded | {target.version})))
+        if observed.mark(target.version) is ProofStatus.UNPROVED:
+            return Prove(target, candidate=False, because=f"{_names(desired)} needs version {target.version}")
+    return None
+
+
+def _names(desired: DesiredReplica) -> str:
+    """Return the pipelines that use a model, as text."""
+    return f"the pipeline {', '.join(desired.users)}" if desired.users else "a pipeline"
 
 
 def on_trial(observed: ObservedReplica, trial: Target) -> bool:
@@ -189,24 +217,28 @@ def _load_first(observed: ObservedReplica, goal: Target) -> Action:
 def _replace(desired: DesiredReplica, observed: ObservedReplica, goal: Target, now: datetime) -> Action:
     base, same = _base(observed), goal.digest == observed.digest and not desired.relocation_reason
     present = Target(base, observed.digest or "")
-    if observed.loaded != {base} and not _blocked(observed, present, now):  # 5.1
+    kept = desired.needed & observed.loaded - {goal.version}
+    if not observed.loaded <= {base} | kept and not _blocked(observed, present, now):  # 5.1
         return Load(
             present,
-            (base,),
+            tuple(sorted({base} | kept)),
             because=f"version {goal.version} needs memory; version {base} stays active",
         )
     if same and goal.version < base:  # 5.2
         if observed.candidate is not None:
             return Unload(candidate=True, because=f"version {goal.version} needs no candidate")
-        return _load_own(observed, goal, (goal.version, base))
+        return _load_own(observed, goal, tuple(sorted({goal.version, base} | kept)))
     if goal not in observed.cleared:  # 5.3
         if not (same and _loads_once(desired, observed, goal, present, now)):
             return _prove_candidate(observed, goal)
-        return _load_own(observed, goal, (base, goal.version), known="its proof is on record")  # 5.3b
+        return _load_own(observed, goal, tuple(sorted({base, goal.version} | kept)), known="its proof is on record")
     if observed.candidate is not None and not desired.fits_alongside:  # 5.4
         return Unload(candidate=True, because=f"version {goal.version} is proved")
     if same:
-        return _load_own(observed, goal, (base, goal.version))  # 5.4.1
+        return _load_own(observed, goal, tuple(sorted({base, goal.version} | kept)))  # 5.4.1
+    if kept:
+        versions = ", ".join(map(str, sorted(kept)))
+        return Wait(f"{_names(desired)} needs version {versions}, whose configuration differs")
     return _load_own(observed, goal, (goal.version,))  # 5.4.2
 
 

@@ -88,6 +88,8 @@ class DesiredReplica:
             candidate can be unloaded after the version is active instead of before it is loaded.
         proof_on_record: Whether the desired target may be loaded once, because the same content has passed its proof
             with the same configuration, backend version and kind of device.
+        needed: Versions that pipelines on this server need: they are loaded beside the active version.
+        users: Pipelines that are loaded on this server and use the model, which are unloaded before it.
     """
 
     model: str
@@ -104,6 +106,8 @@ class DesiredReplica:
     trial: Target | None = None
     fits_alongside: bool = False
     proof_on_record: bool = False
+    needed: frozenset[int] = frozenset()
+    users: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

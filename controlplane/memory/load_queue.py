@@ -27,10 +27,13 @@ from controlplane.memory.policy.admission import (
     decide,
     decide_all,
     figures_of,
+    has_memory,
     promise,
+    with_claims,
 )
 from controlplane.memory.policy.eviction import EvictionPolicy, EvictionRules
 from controlplane.memory.policy.types import Footprint, HoldingState, ModelMemory, Slot
+from controlplane.memory.policy.units import total
 from controlplane.memory.policy.update_strategy import Recreate, UpdateStrategy, choose_update_strategy
 from controlplane.memory.sizing import FootprintResolver
 from controlplane.memory.views import EvictionRecord
@@ -77,6 +80,8 @@ class LoadQueue:
 
     Attributes:
         evictions: Recent evictions, newest last.
+        members: The pinned version of each member, by pipeline that is not loaded.
+        units: Those of the pipelines that are to be loaded.
     """
 
     def __init__(
@@ -106,6 +111,9 @@ class LoadQueue:
         self._unjudged = unjudged
         self._asking: set[str] = set()
         self._in_flight: set[str] = set()
+        self.members: dict[str, dict[str, int]] = {}
+        self.units: set[str] = set()
+        self._begun: set[str] = set()
         self._counters = counters
         self.evictions: deque[EvictionRecord] = deque(maxlen=_EVICTIONS_KEPT)
 
@@ -226,8 +234,12 @@ class LoadQueue:
             return moves
         in_flight = self._loads_in_flight()
         requests = [self._load_request(model, request, now) for model, request in waiting.items()]
-        entitled = [request for request in requests if self._may_preempt(request.model, now)]
+        entitled = [request for request in requests if self.may_preempt(request.model, now)]
         promised: Counter[str] = Counter()
+        self._begun &= self.units
+        claims: dict[str, Mapping[str, Footprint]] = {
+            pipeline: total(self._missing(pipeline).values()) for pipeline in self._begun
+        }
         for request, decision in decide_all(
             entitled,
             self._accounts.ledger,
@@ -237,6 +249,7 @@ class LoadQueue:
             max_loads=self._settings.max_concurrent_loads,
             now=now,
             rules=self._rules,
+            claims=claims,
         ):
             model = request.model.model
             waits = waiting[model]
@@ -257,14 +270,16 @@ class LoadQueue:
             match decision:
                 case Admit():
                     in_flight += self._grant(model, waits, now, moves)
+                    self._begun |= request.units
+                    claims |= dict.fromkeys(request.units, request.together(self._accounts.ledger))
                 case Evict(victims=victims, why=why, reasons=reasons):
                     waits.why = why
                     for victim in victims:
                         moves.evicted.append(self._evict(victim, model, reasons.get(victim.model, ""), now))
-                    promise(promised, request)
+                    promise(promised, claims, request, self._accounts.ledger)
                 case Queue(why=why):
                     waits.why = why
-                    promise(promised, request)
+                    promise(promised, claims, request, self._accounts.ledger)
                     if now >= waits.deadline:
                         seconds = self._settings.load_queue_timeout_seconds
                         self._refuse(model, f"no room after {seconds:g} s of waiting: {why}", moves)
@@ -273,10 +288,15 @@ class LoadQueue:
         for request in requests:
             model = request.model.model
             if (
-                not self._may_preempt(request.model, now)
+                not self.may_preempt(request.model, now)
                 and (left := self._model_state(model).ticket.request) is not None
             ):
-                in_flight += self._admit_opportunistic(request, left, promised, in_flight, now, moves)
+                left_over = with_claims(promised, claims, request)
+                granted = self._admit_opportunistic(request, left, left_over, in_flight, now, moves)
+                in_flight += granted
+                if granted:
+                    self._begun |= request.units
+                    claims |= dict.fromkeys(request.units, request.together(self._accounts.ledger))
         moves.waiting.extend(
             model
             for model in waiting
@@ -317,14 +337,47 @@ class LoadQueue:
         since = request.since
         if memory.mode is Mode.PINNED and not memory.loaded:
             since = _FIRST  # these come first after a server restart
-        elif not self._may_preempt(memory, now) and memory.usage.last_used_at is not None:
+        elif not self.may_preempt(memory, now) and memory.usage.last_used_at is not None:
             since = now + max(now - memory.usage.last_used_at, timedelta())  # the most recently used model first
-        return LoadRequest(memory, request.slot, request.footprint, since)
+        units = self._units_of(memory)
+        others = {
+            slot: footprint
+            for pipeline in units
+            for slot, footprint in self._missing(pipeline).items()
+            if slot.triton_name != model
+        }
+        kept = frozenset(name for pipeline in units for name in (pipeline, *self.members[pipeline])) - {model}
+        return LoadRequest(memory, request.slot, request.footprint, since, units, others, kept)
 
-    def _may_preempt(self, model: ModelMemory, now: datetime) -> bool:
+    def _units_of(self, model: ModelMemory) -> frozenset[str]:
+        """Return the pipelines for which alone a model is loaded, and which are not loaded yet."""
+        if model.mode is Mode.PINNED or model.held_until or (model.demanded_at and model.needed_by):
+            return frozenset()
+        return frozenset(name for name in (*model.needed_by, model.model) if name in self.units)
+
+    def _missing(self, pipeline: str) -> dict[Slot, Mapping[str, Footprint]]:
+        """Return what the models of a pipeline need that have no memory yet, by slot."""
+        versions = dict(self.members[pipeline])
+        if (own := self._models.get(pipeline)) is not None:
+            versions[pipeline] = own.version
+        found: dict[Slot, Mapping[str, Footprint]] = {}
+        for name, version in versions.items():
+            slot, memory = Slot(name, version), self._models.get(name)
+            if memory is not None and not has_memory(self._accounts.ledger, slot):
+                found[slot] = memory.footprint
+        return found
+
+    def missing_members(self, pipeline: str) -> dict[str, Footprint]:
+        """Return what the members of a pipeline need that have no memory yet, by device."""
+        if pipeline not in self.members:
+            return {}
+        return total(footprint for slot, footprint in self._missing(pipeline).items() if slot.triton_name != pipeline)
+
+    def may_preempt(self, model: ModelMemory, now: datetime) -> bool:
         """Return whether a load may evict others: the model is pinned, held, demanded, or loaded and changed."""
         leased = model.held_until is not None and model.held_until > now
-        return model.mode is Mode.PINNED or leased or model.demanded_at is not None or model.loaded
+        urgent = model.mode is Mode.PINNED or leased or model.demanded_at is not None
+        return urgent or model.loaded or model.needed_now
 
     def _grant(self, model: str, request: PendingLoad, now: datetime, moves: QueueDecisions) -> int:
         try:
@@ -356,6 +409,12 @@ class LoadQueue:
     def _refuse(self, model: str, why: str, moves: QueueDecisions) -> None:
         model_state = self._model_state(model)
         self._counters["refusals"] += 1
+        known = self._models.get(model)
+        if known is not None and (pipelines := self._units_of(known) - {model}):
+            model_state.ticket.withdraw()
+            for pipeline in sorted(pipelines):
+                self._refuse(pipeline, f"{why}, for its member {model}", moves)
+            return
         if model_state.ticket.request is not None and model_state.ticket.request.need.trial:
             model_state.ticket.withdraw()
             moves.untried.append((model, why))

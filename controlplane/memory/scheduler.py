@@ -39,6 +39,7 @@ from controlplane.memory.policy.admission import LoadRequest, Refuse
 from controlplane.memory.policy.eviction import EvictionPolicy, EvictionRules, policy_named
 from controlplane.memory.policy.residency import ResidencyDecision, free_for, if_room, next_turn, without_room
 from controlplane.memory.policy.types import Footprint, FootprintSource, Holding, HoldingState, ModelMemory, Slot
+from controlplane.memory.policy.units import total
 from controlplane.memory.request_counts import count_requests
 from controlplane.memory.retained_memory import RetainedMemory
 from controlplane.memory.sizing import FootprintResolver, Size, device_kind
@@ -119,6 +120,7 @@ class MemoryScheduler:
         )
         self._reported: dict[str, int] = {}
         self._held_models: set[str] = set()
+        self._needed: dict[str, tuple[str, ...]] = {}
 
     @classmethod
     def of(cls, server: ManagedServer, settings: MemorySettings, footprints: Footprints) -> "MemoryScheduler":
@@ -212,6 +214,21 @@ class MemoryScheduler:
             model_state.demand.hold(until)
         self._held_models = set(holds)
 
+    def set_needed(self, model: str, pipelines: tuple[str, ...]) -> None:
+        """Record which pipelines need a model here."""
+        if pipelines:
+            self._needed[model] = pipelines
+        else:
+            self._needed.pop(model, None)
+
+    def set_unit(self, pipeline: str, members: dict[str, int], *, wanted: bool) -> None:
+        """Record which versions of its members a pipeline needs that is not loaded, and whether it is to be loaded."""
+        if members:
+            self.queue.members[pipeline] = members
+        else:
+            self.queue.members.pop(pipeline, None)
+        (self.queue.units.add if members and wanted else self.queue.units.discard)(pipeline)
+
     def resume(self, now: datetime) -> None:
         """Cancel a restart: demands for models that are still loaded are fulfilled."""
         for model, model_state in self.model_states.items():
@@ -256,7 +273,7 @@ class MemoryScheduler:
         answer = without_room(known, now, self.rules)
         residency = model_state.residency
         turned = answer is not None and not (residency.engaged or residency.verdict == answer)
-        return turned or known != self._memory_of(desired_deployment, unit, model_state)
+        return turned or known != self._memory_of(desired_deployment, unit, model_state, now)
 
     def update_residency(
         self,
@@ -301,7 +318,7 @@ class MemoryScheduler:
                     model_state.ticket.set_refused("")
                 continue
             self._settle_model(model_state, unit, now)
-            self._keep(self._memory_of(desired_deployment, unit, model_state), now)
+            self._keep(self._memory_of(desired_deployment, unit, model_state, now), now)
         answers: dict[str, ResidencyDecision] = {}
         for model in names & self.models.keys():
             memory = self.models[model]
@@ -397,10 +414,11 @@ class MemoryScheduler:
         """Distinguish a resident model that can never fit from one that waits for room."""
         model_state, budgets = self.model_state(model.model), self.accounts.ledger.budgets
         model_state.ticket.set_refused("")
+        whole = total((model.footprint, model.unit))
         if all(device in budgets and need.reserve_bytes <= budgets[device].bytes
-               for device, need in model.footprint.items()):  # fmt: skip
+               for device, need in whole.items()):  # fmt: skip
             return verdict
-        request = LoadRequest(model, Slot(model.model, model.version), model.footprint)
+        request = LoadRequest(model, Slot(model.model, model.version), whole)
         decision = self.queue.decide(request, now)
         if isinstance(decision, Refuse):
             model_state.ticket.set_refused(f"out of memory: {decision.why}")
@@ -418,7 +436,7 @@ class MemoryScheduler:
             model_state.residency.restored()
 
     def _memory_of(
-        self, desired_deployment: DesiredDeployment, unit: Replica, model_state: ModelMemoryState
+        self, desired_deployment: DesiredDeployment, unit: Replica, model_state: ModelMemoryState, now: datetime
     ) -> ModelMemory:
         settings = desired_deployment.revision.spec.settings
         size = self.size(desired_deployment.prepared[desired_deployment.wanted], desired_deployment.model)
@@ -428,12 +446,14 @@ class MemoryScheduler:
         mode = settings.mode
         if model_state.residency.restore and not loaded and mode is Mode.ON_DEMAND:
             mode = Mode.RESIDENT
+        pipelines = self._needed.get(desired_deployment.model, ())
+        needing = [self.models[name] for name in pipelines if name in self.models]
         return ModelMemory(
             model=desired_deployment.model,
             mode=mode,
             version=desired_deployment.wanted.version,
             footprint=held if loaded and held else size.by_device,
-            priority=settings.priority,
+            priority=max((settings.priority, *(one.priority for one in needing))),
             keep_alive_seconds=settings.keep_alive_seconds,
             load_seconds=model_state.stats.load_seconds or size.load_seconds or 1.0,
             loaded=loaded,
@@ -444,6 +464,9 @@ class MemoryScheduler:
             held_until=model_state.demand.held_until,
             demanded_at=model_state.demand.since,
             evictions=model_state.stats.early_evictions,
+            needed_by=pipelines,
+            needed_now=any(self.queue.may_preempt(one, now) for one in needing),
+            unit={} if loaded else self.queue.missing_members(desired_deployment.model),
         )
 
     def _held(self, model: str) -> dict[str, Footprint]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from controlplane.domain.pipelines import ENSEMBLE
 from controlplane.gpu.base import HOST
 from controlplane.lifecycle.desired import PreparedVersion
 from controlplane.memory.ledger_sync import LedgerSync
@@ -125,7 +126,7 @@ def size_of(
         instances=instances,
         max_batch_size=batch,
     )
-    if measured is None:
+    if measured is None or facts.backend == ENSEMBLE:
         return Size(names, key, guess, guess), revision
     footprint = Footprint(measured.bytes, 0, FootprintSource.MEASURED, measured.most_bytes)
     return Size(names, key, footprint, guess, measured.load_seconds or None), revision

@@ -19,6 +19,7 @@ from controlplane.reconciler.authority import Authority
 from controlplane.reconciler.external_changes import ExternalChangeDetector
 from controlplane.reconciler.loop_state import LoopState
 from controlplane.reconciler.messages import ActionFinished, Message
+from controlplane.reconciler.pipelines import obstacle, refresh
 from controlplane.reconciler.proof_recorder import ProofRecorder
 from controlplane.reconciler.server_state import TrackedServer
 from controlplane.reconciler.tasks import TaskRunner
@@ -82,6 +83,7 @@ class ReplicaDriver:
             return False
         unit.doing = None
         self._external_changes.compare(server, unit)
+        refresh(self._state, server, unit.model)
         desired, now = server.desired(desired_deployment), self._state.clock()
         asked = blocked = False
         if server.trouble is None and unit.facts is not None and server.scheduler.accounts.known:
@@ -89,6 +91,8 @@ class ReplicaDriver:
             if isinstance(action, Wait):
                 unit.doing = Doing(action)
                 self._background.look_later(server)
+            elif isinstance(action, Load) and self._lacks_members(server, unit, action):
+                pass
             elif action is not None and self._may(server, unit, desired_deployment, action):
                 asked = not self._begin_or_ask(server, unit, desired_deployment, action)
             else:
@@ -113,6 +117,15 @@ class ReplicaDriver:
         server.wake_at(unit, at)
         self._state.touch((unit.model,), moves=False)
         return begun
+
+    def _lacks_members(self, server: TrackedServer, unit: Replica, action: Load) -> bool:
+        """Return whether a pipeline must wait for its members; they mark it when they change."""
+        why, stuck = obstacle(self._state, server, unit.model, action.target)
+        if why:
+            unit.doing = Doing(Wait(why), Phase.PENDING)
+        if stuck:
+            server.scheduler.failed(unit.model, why)
+        return bool(why)
 
     def overlooked(self, server: TrackedServer, unit: Replica) -> bool:
         """Return whether an action is due for a model on a server, and no mark or timer would start it."""

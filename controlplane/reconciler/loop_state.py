@@ -17,6 +17,7 @@ from controlplane.lifecycle.desired import DesiredDeployment
 from controlplane.lifecycle.events import EventLog
 from controlplane.placement.autoscale import Scale
 from controlplane.placement.types import NO_PLAN, Plan
+from controlplane.reconciler.pipelines import MemberGraph, refresh
 from controlplane.reconciler.server_state import TrackedServer
 from controlplane.registry.deployments import DeploymentRevision
 
@@ -38,6 +39,7 @@ class LoopState:
         scales: The number of replicas and since when, by model.
         read_epoch: The lease's epoch in which all deployments were last read; None before the first read.
         moved: Servers whose health or capacity may have changed since the newest cycle.
+        graph: Pipelines and their members.
     """
 
     servers: dict[str, TrackedServer]
@@ -52,6 +54,7 @@ class LoopState:
     scales: dict[str, Scale] = field(default_factory=dict)
     read_epoch: int | None = None
     moved: set[str] = field(default_factory=set)
+    graph: MemberGraph = field(default_factory=MemberGraph)
     _followers: list[set[str]] = field(default_factory=list)
     _movers: list[set[str]] = field(default_factory=list)
 
@@ -73,14 +76,16 @@ class LoopState:
             followed.update(models)
 
     def plan_again(self, server: TrackedServer, model: str, *, moves: bool = True) -> None:
-        """Mark a model whose residency and next action on a server may have changed."""
+        """Mark a model whose residency and next action on a server may have changed, with its members or pipelines."""
         server.scheduler.unjudged.add(model)
         self.act_again(server, model, moves=moves)
 
     def act_again(self, server: TrackedServer, model: str, *, moves: bool = False) -> None:
         """Mark a model whose next action on a server may have changed, although its residency is decided."""
-        server.unplanned.add(model)
-        self.touch((model,), moves=moves)
+        related = tuple(self.graph.relatives(model))
+        server.scheduler.unjudged.update(related)
+        server.unplanned.update((model, *related))
+        self.touch((model, *related), moves=moves)
 
     def plan_all_again(self, server: TrackedServer) -> None:
         """Mark all models on a server."""
@@ -102,7 +107,12 @@ class LoopState:
         (self.trials.discard if spec.trial is None else self.trials.add)(model)
         promises = spec.settings.objectives is not None and not spec.deleted
         (self.promised.add if promises else self.promised.discard)(model)
-        self.touch((model,))
+        before = tuple(self.graph.relatives(model))
+        self.graph.adopt(desired_deployment)
+        self.touch({model, *before, *self.graph.relatives(model)})
+        for server in self.servers.values():
+            server.unplanned.update(before)
+            server.scheduler.unjudged.update(before)
 
     def spec(self, model: str) -> DeploymentSpec | None:
         """Return the desired state of a model; None if it has no known deployment."""
@@ -121,6 +131,7 @@ class LoopState:
         pairs = []
         gone = []
         for model in names:
+            refresh(self, server, model)
             desired_deployment = self.desired_state.get(model)
             if desired_deployment is not None and server.has_place(model):
                 pairs.append((desired_deployment, server.unit(model)))

@@ -149,6 +149,7 @@ class PlacementController:
         del self._queue[-limit:]
         self.waiting = bool(self._queue or self._touched)
         touched = {*taken, *(self._moving & known), *(self._unseen & known)}
+        touched |= {one for model in touched for one in self._state.graph.pipelines.get(model, ())} & known
         self._unseen = self._not_seen(touched)
         return touched
 
@@ -392,7 +393,7 @@ class PlacementController:
         )
 
     def _cannot(self, model: str, prepared: PreparedVersion, settings: DeploymentSettings) -> Mapping[str, str]:
-        """Return the servers that cannot load a version.
+        """Return the servers that cannot load a version, or on which a member of a pipeline is not placed.
 
         If no server can, but an earlier version of the deployment can be loaded instead, none is excluded: that version
         has to stay placed.
@@ -408,7 +409,13 @@ class PlacementController:
         falls_back = desired_deployment is not None and any(
             target.version != prepared.target.version for target in desired_deployment.prepared
         )
-        return {} if falls_back and len(found) == len(able) else found
+        cannot = {} if falls_back and len(found) == len(able) else dict(found)
+        for member in prepared.settings.members:
+            where = {assignment.server for assignment in self._state.plan.assignments.get(member, ())}
+            for server in able if where else ():
+                if server.name not in where:
+                    cannot.setdefault(server.name, f"its member {member} is placed on {', '.join(sorted(where))}")
+        return cannot
 
     def _sizes(
         self, model: str, prepared: PreparedVersion, servers: Mapping[str, Server]

@@ -45,6 +45,21 @@ class ServerAssignment:
     devices: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class MemberNeed:
+    """What pipelines need of one model on a server.
+
+    Attributes:
+        versions: The versions that they need.
+        by: The pipelines.
+        users: Those of them that are loaded now.
+    """
+
+    versions: frozenset[int]
+    by: tuple[str, ...]
+    users: tuple[str, ...]
+
+
 @dataclass
 class TrackedServer:
     """A server as last observed.
@@ -63,6 +78,8 @@ class TrackedServer:
         gauging: The reading in progress.
         places: Assignments by model; a missing model has not been decided.
         units: Replicas by model.
+        needs: What pipelines need of their members here, by member.
+        broken: Why a pipeline cannot be loaded, by pipeline.
         server_health: Health state.
         undriven: Why no instance drives it; empty if one does.
         advised: The version of Triton whose advisories were reported.
@@ -89,6 +106,8 @@ class TrackedServer:
     gauging: "asyncio.Task[None] | None" = None
     places: dict[str, ServerAssignment] = field(default_factory=dict)
     units: dict[str, Replica] = field(default_factory=dict)
+    needs: dict[str, MemberNeed] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
     server_health: ServerHealth = field(default_factory=ServerHealth)
     undriven: str = ""
     advised: str = ""
@@ -155,6 +174,21 @@ class TrackedServer:
                 unit.wakes_at = None
                 found.append(model)
         return found
+
+    def need(self, model: str, versions: frozenset[int], by: tuple[str, ...], users: tuple[str, ...]) -> None:
+        """Record what pipelines need of a model here."""
+        self.scheduler.set_needed(model, by)
+        if by:
+            self.needs[model] = MemberNeed(versions, by, users)
+        else:
+            self.needs.pop(model, None)
+
+    def set_broken(self, model: str, why: str) -> None:
+        """Record why a pipeline cannot be loaded; empty if it can."""
+        if why:
+            self.broken[model] = why
+        else:
+            self.broken.pop(model, None)
 
     def has_place(self, model: str) -> bool:
         """Return whether a model is to be on this server."""
@@ -241,6 +275,10 @@ class TrackedServer:
             desired = replace(desired, relocation_reason=relocation_reason)
         elif desired.loaded and self._proof_on_record(desired_deployment):
             desired = replace(desired, proof_on_record=True)
+        if (need := self.needs.get(desired_deployment.model)) is not None:
+            desired = replace(desired, needed=need.versions, users=need.users)
+        if desired.loaded and (broken := self.broken.get(desired_deployment.model)):
+            return replace(desired, loaded=False, why=broken, refused=True)
         if desired.loaded and place is not None and not place.here:
             return replace(desired, loaded=False, why=place.why)
         verdict = self.scheduler.desired(desired_deployment.model)

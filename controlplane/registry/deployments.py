@@ -26,6 +26,7 @@ from controlplane.registry.changes import ChangeFeed, ChangeLog
 from controlplane.registry.head_memory import HeadMemory
 from controlplane.registry.heads import Head, HeadCache
 from controlplane.registry.models import Models
+from controlplane.registry.pins import pins_on
 from controlplane.registry.sweep import Sweep
 from controlplane.storage.base import ObjectStore
 
@@ -247,11 +248,12 @@ class Deployments:
 
     def needs(self, model: str) -> dict[int, str]:
         """Return the versions that the deployment needs now, each with a reason in words. Always reads the store."""
+        pins = {pin.version: f"the pipeline {pin} needs it" for pin in pins_on(self, model)}
         head = self._heads.read(model, fresh=True)
         if head is None or head.value.deleted:
-            return {}
+            return pins
         spec = head.value
-        needed = {spec.version: f"it is the desired version of the deployment of {model}"}
+        needed = pins | {spec.version: f"it is the desired version of the deployment of {model}"}
         if spec.trial is not None:
             needed.setdefault(spec.trial.version, f"it is the candidate of a rollout of {model}")
         previous = self._baking(model, spec)

@@ -5,6 +5,7 @@ from typing import Any
 
 from controlplane.domain.manifest import Manifest
 from controlplane.domain.model_directory import version_files
+from controlplane.domain.pipelines import ENSEMBLE
 from controlplane.servers.server import ManagedServer
 from controlplane.triton.embedded.backend_directory import backend_names
 from controlplane.triton.model_directory import MODEL_FILES
@@ -18,7 +19,7 @@ def missing_for(manifest: Manifest, server: ManagedServer) -> str:
     if manifest.config is None or server.embedded is None:
         return ""
     present = backend_names(server.embedded.backends)
-    if present and manifest.backend not in present:
+    if present and manifest.backend not in present and manifest.backend != ENSEMBLE:
         return (
             f"the version needs the backend {manifest.backend!r}, and the embedded server {server.name!r} has only "
             f"{', '.join(sorted(present))}; add a server that has it (CONTROLPLANE_TRITON__SERVERS)"

@@ -32,6 +32,7 @@ from controlplane.servers.server import ManagedServer
 from controlplane.services.deployment_checks import DeploymentChecks
 from controlplane.services.deployment_operations import OPERATION_PREFIX, describe_operation, parse_operation
 from controlplane.services.operations import Operation
+from controlplane.services.pipelines import PipelineChecks
 from controlplane.services.portability import Portability
 
 _COMMIT_TRIES = 8
@@ -149,6 +150,7 @@ class Deployments:
         self._registry = registry
         self._chains = registry.deployments
         self._checks = DeploymentChecks(registry, servers)
+        self._pipelines = PipelineChecks(registry)
         self._reconciler = reconciler
 
     async def page(
@@ -230,6 +232,7 @@ class Deployments:
             ForbiddenError: The settings need the scope `code`.
             NotFoundError: The version does not exist.
             ConflictError: Its strategy needs a gateway, and there is none.
+            InUseError: A pipeline needs the version that it would replace.
         """
         wanted, entry = await self.resolve(model, reference)
         skipped = await asyncio.to_thread(self._skipped, wanted, entry)
@@ -237,7 +240,8 @@ class Deployments:
         def change(before: DeploymentRevision | None) -> tuple[DeploymentSpec, str]:
             kept = before.spec.settings if before is not None and not before.spec.deleted else DeploymentSettings()
             present = before.spec if before is not None else None
-            checked = self._checks.deploy(wanted, entry, settings or kept, present, asker)
+            asked = self._pipelines.resolved(model, entry.number, settings or kept.model_copy(update={"members": {}}))
+            checked = self._checks.deploy(wanted, entry, asked, present, asker)
             self._require_loadable(model, entry.number, checked.settings)
             spec = deploy(
                 present,
@@ -323,6 +327,7 @@ class Deployments:
             except NotFoundError:
                 present = None
             asked = settings or (DeploymentSettings() if present is None else present.settings)
+            asked = self._pipelines.resolved(model, entry.number, asked)
             checked = self._checks.deploy(wanted, entry, asked, present, asker).settings
             self._require_loadable(model, entry.number, checked)
             return checked
@@ -512,6 +517,7 @@ class Deployments:
                 except NotFoundError:
                     before = None
                 spec, why = change(before)
+                self._pipelines.check(before.spec if before is not None else None, spec)
                 try:
                     revision = self._chains.put(spec, after=before, actor=actor, reason=why)
                 except CommitConflictError:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from controlplane.domain.manifest import FileEntry, Manifest
 from controlplane.domain.model_directory import CONFIG_FILE, shared_files
 from controlplane.domain.names import validate_model_name
+from controlplane.domain.pipelines import MEMBERS_PARAMETER, is_ensemble
 from controlplane.domain.portability import Loads, ModelFacts, check_all, groups, image_targets
 from controlplane.domain.states import DeploymentStatus
 from controlplane.lifecycle.desired import DesiredStateResolver, PreparedVersion
@@ -85,12 +86,13 @@ class Exporting:
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration without the control plane's own parameters.
 
-    The names of scalars stay: the embedded server's backends read them, and without them such a model fails there.
+    The names of scalars stay: the embedded server's backends read them, and without them such a model fails there. So
+    do the versions of a pipeline's members, which the code of a Python model may read.
     """
     parameters = {
         name: value
         for name, value in config.get("parameters", {}).items()
-        if name == SCALARS_PARAMETER or not name.startswith(RESERVED_PARAMETERS)
+        if name in {SCALARS_PARAMETER, MEMBERS_PARAMETER} or not name.startswith(RESERVED_PARAMETERS)
     }
     plain = {key: value for key, value in config.items() if key != "parameters"}
     return {**plain, "parameters": parameters} if parameters else plain
@@ -106,6 +108,8 @@ def _stored(manifest: Manifest, version: int) -> Iterator[tuple[str, ExportedFil
 def _contents(prepared: PreparedVersion, config: Mapping[str, Any], resolver: DesiredStateResolver) -> dict[str, bytes]:
     """Return the files that the control plane makes: the configuration, and the data of a warm-up request."""
     made = {CONFIG_FILE: to_pbtxt(config).encode()}
+    if is_ensemble(config):  # Triton requires the version folder, and nothing in it
+        made[f"{prepared.target.version}/about.txt"] = b"The steps of this ensemble are in config.pbtxt.\n"
     signature = prepared.manifest.signature
     if signature is not None and warmup_names(config):
         files = warmup_files(signature, resolver.samples(prepared)[0], config)
@@ -135,6 +139,9 @@ def _notes(
             f"only the embedded server's backends convert {', '.join(scalars)}, which have rank 0 in the model and [1] "
             "in the configuration"
         )
+    if pins := revision.spec.settings.members:
+        names = ", ".join(f"{member}:{version}" for member, version in pins.items())
+        yield f"it needs its members in exactly these versions in the same repository: {names}"
     if environment := outside_environment(config):
         yield f"the server must have the execution environment {environment}"
     for title, report in groups(check_all(ModelFacts.of_manifest(manifest), image_targets())):

@@ -39,8 +39,8 @@ def as_stored(files: Sequence[FileEntry], declared: Format | None) -> tuple[File
         refuse_backend_libraries(paths)
         return None
     folders = version_folders(paths)
-    if len(folders) != 1 or CONFIG_FILE not in paths:
-        if CONFIG_FILE in paths and folders:
+    if len(folders) > 1 or CONFIG_FILE not in paths:
+        if CONFIG_FILE in paths:
             raise InvalidArtifactError(
                 f"the model directory has the version folders {', '.join(map(str, folders))}; a version is one of "
                 f"them: choose it with `tritonctl push NAME DIR --version {folders[-1]}`, or import all of them with "
@@ -50,7 +50,11 @@ def as_stored(files: Sequence[FileEntry], declared: Format | None) -> tuple[File
             f"a model directory has {CONFIG_FILE} and a version folder, for example 1/model.onnx; found: "
             f"{', '.join(sorted(paths)[:5])}"
         )
-    return tuple(file.model_copy(update={"path": stored_path(file.path, folders[0])}) for file in files)
+    return (
+        tuple(file.model_copy(update={"path": stored_path(file.path, folders[0])}) for file in files)
+        if folders
+        else tuple(files)
+    )
 
 
 async def read_directory(artifact: Path, files: Sequence[FileEntry], asker: Principal | None) -> ModelDirectory:

@@ -12,10 +12,11 @@ from controlplane.domain.manifest import FileEntry, Format, GoldenSamples, Linea
 from controlplane.domain.model import VersionEntry
 from controlplane.domain.model_directory import CONFIG_FILE
 from controlplane.domain.names import validate_alias, validate_model_name
+from controlplane.domain.pipelines import members_of
 from controlplane.domain.samples import Sample, encode_samples
 from controlplane.domain.signature import Signature
 from controlplane.domain.tolerance import Tolerance
-from controlplane.errors import InvalidInputError, NotFoundError
+from controlplane.errors import InvalidArtifactError, InvalidInputError, NotFoundError
 from controlplane.reconciler.controller import Reconciler
 from controlplane.registry.registry import Registry
 from controlplane.servers.requirements import missing_everywhere
@@ -66,6 +67,7 @@ class PublishCommand:
     trust: bool = False
     force: bool = False
     origin: Origin | None = None
+    depends_on: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ class ArtifactFacts:
     unservable: str | None = None
     rows_independent: bool | None = None
     config: dict[str, Any] | None = None
+    members: tuple[str, ...] = ()
 
 
 class Publishing:
@@ -150,6 +153,11 @@ class Publishing:
             given: tuple[Sample, ...] = ()
             if samples is not None:
                 given = await asyncio.to_thread(lambda: read_samples(self._locate(upload_id, samples)))
+            if command.depends_on and not directory:
+                raise InvalidInputError(
+                    f"depends_on is given ({', '.join(command.depends_on)}), but only a model directory whose "
+                    "config.pbtxt names the Python backend can call other models"
+                )
             if directory:
                 learnt = await self._learn_directory(command, artifact, files, given, reporter)
             else:
@@ -172,6 +180,7 @@ class Publishing:
                 rows_independent=learnt.rows_independent,
                 config=learnt.config,
                 lineage=Lineage(origin=command.origin) if command.origin is not None else None,
+                members=learnt.members,
                 attributes=learnt.inspection.attributes,
                 metrics=command.metrics,
                 labels=command.labels,
@@ -213,6 +222,7 @@ class Publishing:
             "size_bytes": version.size_bytes,
             "golden_samples": manifest.golden.count if manifest.golden else 0,
             "servable": manifest.servable,
+            "members": list(manifest.members),
             "unservable": manifest.unservable,
             "missing": missing_everywhere(manifest, self._servers),
             "warnings": list(warnings),
@@ -331,6 +341,9 @@ class Publishing:
     ) -> ArtifactFacts:
         """Learn from a model directory; an ONNX model is also read, and run to record golden samples."""
         found = await read_directory(artifact, files, command.asker)
+        members = members_of(found.config, command.depends_on)
+        if command.model in members:
+            raise InvalidArtifactError(f"{command.model} names itself as its member; a pipeline cannot contain itself")
         signature = found.signature or command.signature
         given = declared_samples(given, signature)
         if given and not command.golden:
@@ -359,6 +372,7 @@ class Publishing:
             notes,
             rows_independent=recorded.rows_independent if recorded is not None and samples else None,
             config=found.config,
+            members=members,
         )
 
     def _locate(self, upload_id: str, file: FileEntry) -> Path:

@@ -193,6 +193,12 @@ class SampleRecording:
         actor: str,
     ) -> RecordResult:
         manifest = await asyncio.to_thread(self._registry.manifest, model, version)
+        if manifest.members:
+            raise ConflictError(
+                f"{model}:{version} is a pipeline, whose answers depend on the versions of its members as well; "
+                "publish it with --samples, or record samples of its members",
+                model=model,
+            )
         triton_version = ""
         with suppress(ControlPlaneError):
             triton_version = await self._servers[server].client.server_metadata()

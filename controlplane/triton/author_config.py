@@ -9,9 +9,10 @@ import hashlib
 import json
 from typing import Any
 
-from controlplane.domain.deployment import DeploymentSettings, InstanceKind
+from controlplane.domain.deployment import DeploymentSettings, InstanceKind, chooses_gpus
 from controlplane.domain.manifest import Manifest
 from controlplane.domain.model_directory import shared_files
+from controlplane.domain.pipelines import ENSEMBLE, with_members
 from controlplane.errors import InvalidConfigError
 from controlplane.triton.instance_groups import KINDS
 from controlplane.triton.model_directory import MODEL_FILES
@@ -38,13 +39,33 @@ def author_config(manifest: Manifest, settings: DeploymentSettings) -> dict[str,
     config["max_batch_size"] = _max_batch_size(config, settings)
     _check_scheduler(config, settings)
     _add_tensors(config, manifest)
-    if groups := _instance_groups(config, manifest.backend, settings):
+    if manifest.backend == ENSEMBLE:
+        _check_ensemble(settings)
+    elif groups := _instance_groups(config, manifest.backend, settings):
         config["instance_group"] = groups
     if files := shared_files(manifest):
         digests = sorted((path, file.sha256) for path, file in files.items())
         digest = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
         config.setdefault("parameters", {})[FILES_PARAMETER] = {"string_value": digest}
-    return config
+    return with_members(config, manifest.members, settings.members)
+
+
+def _check_ensemble(settings: DeploymentSettings) -> None:
+    """Refuse settings of instances: Triton runs an ensemble without any."""
+    given = {
+        "instance_count": settings.instance_count != 1,
+        "instance_kind": settings.instance_kind is not InstanceKind.AUTO,
+        "gpus": bool(settings.gpus),
+        "gpu_count": chooses_gpus(settings),
+        "warmup": settings.warmup,
+        "config_overrides": bool({"instance_group", "instanceGroup"} & settings.config_overrides.keys()),
+    }
+    for field in (name for name, is_given in given.items() if is_given):
+        raise InvalidConfigError(
+            f"{field} cannot be set for an ensemble: Triton runs it without instances of its own; set it for its "
+            "members",
+            field=field,
+        )
 
 
 def _max_batch_size(config: dict[str, Any], settings: DeploymentSettings) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 from controlplane.domain.deployment import DeploymentSettings
 from controlplane.domain.manifest import Format
+from controlplane.domain.pipelines import ENSEMBLE
 from controlplane.errors import InvalidArtifactError
 from controlplane.triton.config_json import METADATA_PREFIX, canonical
 
@@ -182,15 +183,15 @@ def refuse_backend_libraries(paths: Iterable[str]) -> None:
 def author_code(config: Mapping[str, Any], backend: str, paths: Iterable[str]) -> str:
     """Return why publishing a model directory needs the scope `code`; empty if its files are only data.
 
-    Only the ONNX Runtime backend reads files that are data: every other backend runs code of the version, or its
-    documentation does not exclude that.
+    Only the ONNX Runtime backend reads files that are data, and an ensemble has no code: every other backend runs code
+    of the version, or its documentation does not exclude that.
 
     Args:
         config: The author's configuration, in Triton's JSON form.
         backend: The backend that it names.
         paths: The directory's files.
     """
-    if backend != "onnxruntime":
+    if backend not in {"onnxruntime", ENSEMBLE}:
         return f"the backend {backend!r} can run code that the version contains"
     if libraries := backend_libraries(paths):
         return f"Triton loads {libraries[0]!r} as the library of a backend"
@@ -199,7 +200,9 @@ def author_code(config: Mapping[str, Any], backend: str, paths: Iterable[str]) -
     found += [
         f".parameters.{name}"
         for name in config.get("parameters", {})
-        if name.lower() not in PARAMETERS[Format.ONNX] and not name.startswith(METADATA_PREFIX)
+        if name.lower() not in PARAMETERS[Format.ONNX]
+        and not name.startswith(METADATA_PREFIX)
+        and backend != ENSEMBLE  # no code reads them
     ]
     return f"{found[0].removeprefix('.')} in config.pbtxt can make Triton load code or files" if found else ""
 

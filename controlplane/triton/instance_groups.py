@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from controlplane.domain.deployment import InstanceKind
+from controlplane.domain.pipelines import is_ensemble
 
 Gpus = tuple[int, ...]
 
@@ -81,6 +82,8 @@ def present_gpus(config: Mapping[str, Any]) -> Gpus | None:
 
 
 def _groups(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    if is_ensemble(config):
+        return []  # it has no instances, and Triton refuses a group
     return list(config.get("instance_group") or [{}])
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from controlplane.domain.deployment import DeploymentSettings
 from controlplane.domain.manifest import Format, Manifest
+from controlplane.domain.pipelines import with_members
 from controlplane.domain.samples import Sample
 from controlplane.domain.signature import DataType, Signature, TensorSpec
 from controlplane.errors import InvalidConfigError
@@ -82,6 +83,7 @@ def build_config(
     if manifest.config is not None:
         config = author_config(manifest, settings)
     else:
+        with_members({}, (), settings.members)  # refuses any
         config = _generated(manifest, settings, samples)
     config["name"] = triton_name
     config["version_policy"] = {"specific": {"versions": sorted(set(versions))}}

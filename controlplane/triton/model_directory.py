@@ -8,6 +8,7 @@ from google.protobuf import text_format
 from pydantic import ValidationError
 
 from controlplane.domain.model_directory import CONFIG_FILE, STORED_FOLDER, version_folders
+from controlplane.domain.pipelines import ENSEMBLE, is_ensemble, members_of, steps_of
 from controlplane.domain.signature import DYNAMIC, DataType, Signature, TensorSpec
 from controlplane.domain.validation import invalid_field
 from controlplane.errors import InvalidArtifactError
@@ -45,8 +46,9 @@ class ModelDirectory:
 
     Attributes:
         config: The author's configuration in Triton's JSON form, without what the control plane decides (name, version
-            policy, its own parameters). It always names the backend.
-        backend: The backend.
+            policy, its own parameters). It names the backend, unless it is an ensemble's.
+        backend: The backend; ``ensemble`` for an ensemble, which Triton itself runs.
+        members: The models that an ensemble's steps, or the parameter ``depends_on``, name.
         signature: Inputs and outputs as clients send them; None if the configuration does not declare them.
         code: Why publishing it needs the scope ``code``; empty if it contains data alone.
         notes: What a publisher must know, one sentence each.
@@ -57,6 +59,7 @@ class ModelDirectory:
     signature: Signature | None
     code: str
     notes: tuple[str, ...]
+    members: tuple[str, ...] = ()
 
     @property
     def decoupled(self) -> bool:
@@ -72,30 +75,75 @@ def read_model_directory(content: bytes, paths: Collection[str]) -> ModelDirecto
         paths: The directory's files, with ``/``; the version's files are in `STORED_FOLDER`.
 
     Raises:
-        InvalidArtifactError: The configuration is not valid, is an ensemble's, names no backend or a missing file, or
-            its tensors contradict each other.
+        InvalidArtifactError: The configuration is not valid, names no backend or a missing file, its tensors contradict
+            each other, or there is no version folder.
     """
     config = _parse(content)
-    if "ensemble_scheduling" in config or config.get("platform") == "ensemble":
-        raise InvalidArtifactError(
-            f"{CONFIG_FILE} describes an ensemble, which is not supported yet: its members must be loaded and unloaded "
-            "together with it. Push the members as models of their own"
-        )
-    backend = config.setdefault("backend", "") or _backend(config, paths)
-    config["backend"] = backend
     notes = []
+    if is_ensemble(config):
+        backend = ENSEMBLE
+        notes += _check_ensemble(config)
+    else:
+        if not any(path.startswith(f"{STORED_FOLDER}/") for path in paths):
+            raise InvalidArtifactError(
+                f"a model directory has {CONFIG_FILE} and a version folder, for example 1/model.onnx; only an ensemble "
+                "needs no files in its version folder"
+            )
+        backend = config.setdefault("backend", "") or _backend(config, paths)
+        config["backend"] = backend
     if config.pop("version_policy", None):
         notes.append(f"version_policy in {CONFIG_FILE} has no effect: a deployment names its version")
     config.pop("name", None)
     parameters = config.get("parameters", {})
     for name in [name for name in parameters if name.startswith(RESERVED_PARAMETERS)]:
         del parameters[name]  # written by a control plane into its own model repository
-    _check_model_file(config, backend, paths)
+    members = members_of(config)
+    if backend != ENSEMBLE:
+        _check_model_file(config, backend, paths)
     for field, path in _named_files(config):
         _check_named(field, path, paths)
     if environment := outside_environment(config):
         notes.append(f"{ENVIRONMENT_PARAMETER} is {environment!r}, which every server that runs it must have")
-    return ModelDirectory(config, backend, _signature(config), author_code(config, backend, paths), tuple(notes))
+    return ModelDirectory(
+        config, backend, _signature(config), author_code(config, backend, paths), tuple(notes), members
+    )
+
+
+def _check_ensemble(config: dict[str, Any]) -> list[str]:
+    """Check an ensemble's configuration as Triton does when it reads it; return what a publisher must know."""
+    if config.pop("backend", ""):
+        raise InvalidArtifactError(f"{CONFIG_FILE} describes an ensemble and names a backend; remove the backend")
+    if config.setdefault("platform", ENSEMBLE) != ENSEMBLE:
+        raise InvalidArtifactError(
+            f"{CONFIG_FILE} has ensemble_scheduling and the platform {config['platform']!r}; Triton requires the "
+            f"platform {ENSEMBLE!r}"
+        )
+    if "instance_group" in config:
+        raise InvalidArtifactError(f"{CONFIG_FILE} describes an ensemble and has an instance_group; remove it")
+    if any(step.get("model_namespace") for step in config.get("ensemble_scheduling", {}).get("step", ())):
+        raise InvalidArtifactError(f"a step in {CONFIG_FILE} has a model_namespace, which is not supported; remove it")
+    for step in steps_of(config):
+        if not step.model or not step.inputs or not step.outputs:
+            raise InvalidArtifactError(
+                f"step {step.model!r} of the ensemble in {CONFIG_FILE} needs a model_name, an input_map and an "
+                "output_map"
+            )
+    available = {str(item.get("name")) for item in config.get("input", ())}
+    available |= {tensor for step in steps_of(config) for tensor in step.outputs.values()}
+    for step in steps_of(config):
+        if unknown := sorted(set(step.inputs.values()) - available):
+            raise InvalidArtifactError(
+                f"step {step.model!r} of the ensemble in {CONFIG_FILE} takes the tensor {unknown[0]!r}, which is "
+                "neither an input of the ensemble nor an output of a step"
+            )
+    fixed = [
+        step for step in config.get("ensemble_scheduling", {}).get("step", ()) if step.get("model_version", -1) > 0
+    ]
+    return [
+        f"model_version {step['model_version']} of the step {step['model_name']!r} has no effect: a deployment pins "
+        "the versions of its members"
+        for step in fixed
+    ]
 
 
 def outside_environment(config: Mapping[str, Any]) -> str:

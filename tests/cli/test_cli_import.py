@@ -48,9 +48,12 @@ def test_repository_is_imported_once(cli: Cli, repository: Path) -> None:
     refused = {
         ("import-bare", 1): ("refused", None),
         ("import-broken", 1): ("refused", None),
-        ("import-ensemble", 1): ("refused", None),
     }
-    new = {("import-onnx", 3): ("would import", None), ("import-onnx", 11): ("would import", None)}
+    new = {
+        ("import-ensemble", 1): ("would import", None),
+        ("import-onnx", 3): ("would import", None),
+        ("import-onnx", 11): ("would import", None),
+    }
     assert results(cli, repository, "--dry-run", code=7) == {
         **refused,
         **new,
@@ -61,6 +64,7 @@ def test_repository_is_imported_once(cli: Cli, repository: Path) -> None:
     first = results(cli, repository, code=7)
     assert first == {
         **refused,
+        ("import-ensemble", 1): ("imported", 1),
         ("import-onnx", 3): ("imported", 3),
         ("import-onnx", 11): ("imported", 11),
         ("import-python", 1): ("imported", 1),
@@ -68,8 +72,8 @@ def test_repository_is_imported_once(cli: Cli, repository: Path) -> None:
     again = results(cli, repository, code=7)
     assert again == {key: ("unchanged", version) if version else (what, None) for key, (what, version) in first.items()}
 
-    shown = cli("import", repository).out
-    assert "an ensemble, which is not supported yet" in " ".join(shown.split())
+    shown = " ".join(cli.ok("show", "import-ensemble").out.split())
+    assert "import-ensemble:1 ensemble (not deployed: a deploy pins the members' versions) └─ x ─> [a] ─> y" in shown
 
 
 def test_changed_version_is_imported_as_a_new_one(cli: Cli, tmp_path: Path) -> None:

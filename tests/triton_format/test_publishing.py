@@ -41,7 +41,8 @@ def test_code_needs_the_scope_code(root: Api) -> None:
 def test_directory_that_is_no_version_is_refused(root: Api) -> None:
     two = {**directories.onnx(folder=3), "12/model.onnx": b"x"}
     assert "the version folders 3, 12; a version is one of them" in refused(root, "two", two)
-    assert "an ensemble" in refused(root, "e", {"config.pbtxt": directories.ENSEMBLE, "1/x": b"y"})
+    assert "a names itself as its member" in refused(root, "a", {"config.pbtxt": directories.ENSEMBLE})
+    assert "only an ensemble needs no files" in refused(root, "bare", {"config.pbtxt": b'backend: "onnxruntime"'})
     message = refused(root, "none", {"config.pbtxt": b"", "model.onnx": b"x"}, format="triton")
     assert "has config.pbtxt and a version folder" in message
     broken = {**directories.onnx(), "1/model.onnx": b"no onnx"}

@@ -75,7 +75,11 @@ def test_name_and_version_policy_are_not_the_authors() -> None:
     [
         ("input {", "line 1"),
         ('nonsense: "x"', 'has no field named "nonsense"'),
-        (directories.ENSEMBLE.decode(), "an ensemble, which is not supported yet"),
+        ('platform: "ensemble"', "an ensemble without steps"),
+        (directories.ENSEMBLE.decode() + 'backend: "python"', "describes an ensemble and names a backend"),
+        (directories.ENSEMBLE.decode() + "instance_group [ { count: 2 } ]", "has an instance_group"),
+        (directories.ENSEMBLE.decode().replace('value: "x"', 'value: "t"'), "takes the tensor 't', which is neither"),
+        (directories.ENSEMBLE.decode().replace('"a"', '"a b"'), "a member that cannot be deployed: 'a b'"),
         ('platform: "caffe2_netdef"', "unknown platform 'caffe2_netdef'"),
         (f'backend: "tensorrt" {TENSORS}', "has no 'model.plan', which the backend 'tensorrt' loads"),
         (f'default_model_filename: "../x.onnx" {TENSORS}', "has no '../x.onnx'"),

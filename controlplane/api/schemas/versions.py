@@ -26,6 +26,7 @@ Batched = Annotated[
 ]
 TargetName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 AliasName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+MemberName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 
 class VersionPage(BaseModel):
@@ -154,6 +155,11 @@ class PublishRequest(BaseModel):
     reason: Reason = Field(default="", description="Reason; recorded in the history.")
     trust: bool = Field(
         default=False, description="Read files that can run code (pickles). Use only with files you trust."
+    )
+    depends_on: tuple[MemberName, ...] = Field(
+        default=(),
+        max_length=64,
+        description="Models that a Python model calls; the parameter `depends_on` in config.pbtxt names them as well.",
     )
     force: bool = Field(
         default=False,

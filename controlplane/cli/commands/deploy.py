@@ -68,6 +68,7 @@ def register(app: typer.Typer) -> None:
             "tritonctl deploy resnet --replicas 2 --max-replicas 4 --node-selector gpu=h200",
             "tritonctl deploy resnet --gpu-count 1 --gpu-product h100",
             "tritonctl deploy resnet:8 --strategy canary --steps 5%:10m,25%:10m,50%:10m",
+            "tritonctl deploy pipeline:2 --member tokenizer=3 --wait",
             "tritonctl deploy resnet --p99-ms 50 --max-failures 1",
             'tritonctl deploy resnet --set \'{"dynamic_batching": {"max_queue_delay_microseconds": 500}}\'',
         ),
@@ -211,6 +212,14 @@ def deploy(
     parameter: Annotated[
         list[str] | None, typer.Option("--param", metavar="KEY=VALUE", help="Parameter of the backend. Repeatable.")
     ] = None,
+    member: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--member",
+            metavar="NAME=VERSION",
+            help="Version of a member that the pipeline runs with. Default: the member's active version. Repeatable.",
+        ),
+    ] = None,
     set_: Annotated[
         str | None, typer.Option("--set", metavar="JSON", help="Settings as a JSON object, or the path of a JSON file.")
     ] = None,
@@ -246,6 +255,7 @@ def deploy(
         max_latency_ratio=max_latency_ratio,
         max_memory_ratio=max_memory_ratio,
         parameters=_parameters(parameter),
+        members=_members(member),
     )
     if keep_alive is not None:
         given["keep_alive_seconds"] = parse_keep_alive(keep_alive)
@@ -336,6 +346,17 @@ def _parameters(pairs: list[str] | None, option: str = "--param") -> dict[str, s
     from controlplane.cli.workflows.push import key_values
 
     return key_values(pairs, option) if pairs else None
+
+
+def _members(pairs: list[str] | None) -> dict[str, int] | None:
+    from controlplane.errors import InvalidInputError
+
+    found = {}
+    for name, version in (_parameters(pairs, "--member") or {}).items():
+        if not version.isascii() or not version.isdigit() or not int(version):
+            raise InvalidInputError(f"--member {name}={version}: {version!r} is not a version number; use {name}=3")
+        found[name] = int(version)
+    return found or None
 
 
 def _note_skipped(out: Any, reason: str) -> None:

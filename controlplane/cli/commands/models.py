@@ -115,9 +115,13 @@ def versions(session: Session, name: ModelArgument) -> None:
 
 
 def show(session: Session, ref: RefArgument, target: TargetOption = None) -> None:
-    """Show a version: files, signature, origin, aliases, measured memory, and the servers on which it loads."""
+    """Show a version: files, signature, origin, aliases, measured memory, and the servers on which it loads.
+
+    For a pipeline, the graph of its members is drawn, with the versions that its deployment pins.
+    """
     from controlplane.cli.references import fetch_version, version_path
-    from controlplane.cli.views.version import describe, show_footprints, show_portability
+    from controlplane.cli.views.version import describe, show_footprints, show_graph, show_portability
+    from controlplane.cli.workflows.deploy import present_deployment
     from controlplane.client.models import VersionFootprint
     from controlplane.domain.names import Reference
     from controlplane.domain.portability import TargetReport
@@ -129,6 +133,7 @@ def show(session: Session, ref: RefArgument, target: TargetOption = None) -> Non
         footprints = [client.read(VersionFootprint, item) for item in client.get(f"{path}/footprints")["items"]]
         loads = client.get(f"{path}/portability", target=target)["items"]
         targets = [client.read(TargetReport, item) for item in loads]
+        deployment = present_deployment(client, detail.model) if detail.manifest.members else None
     out.result(
         {
             **detail.model_dump(mode="json"),
@@ -137,6 +142,7 @@ def show(session: Session, ref: RefArgument, target: TargetOption = None) -> Non
         }
     )
     describe(out, detail)
+    show_graph(out, detail, deployment)
     show_footprints(out, footprints)
     show_portability(out, targets)
 

@@ -81,6 +81,7 @@ def register(app: typer.Typer) -> None:
             "tritonctl push vad vad.pt --samples speech.npz --batched",
             "tritonctl push resnet resnet50.onnx --deploy",
             "tritonctl push tokenizer ./model_repository/tokenizer --version 3",
+            "tritonctl push router ./model_repository/router --depends-on small --depends-on large",
             "tritonctl push resnet resnet50.onnx --sign-key release.pem",
             "tritonctl push vad mlflow://models:/vad@champion",
         ),
@@ -141,6 +142,15 @@ def push(
             show_default=False,
         ),
     ] = None,
+    depends_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--depends-on",
+            metavar="NAME",
+            help="Model that a Python model calls; it becomes a member of the pipeline. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     trust: TrustOption = False,
     direct: Annotated[
         bool,
@@ -194,6 +204,7 @@ def push(
         direct=direct,
         force=force,
         number=number,
+        depends_on=tuple(depends_on or ()),
     )
     out = session.out()
     if sign_key is not None:

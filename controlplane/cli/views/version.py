@@ -6,9 +6,10 @@ from typing import Any
 from rich.text import Text
 
 from controlplane.cli.output import Output, ago, pairs, size, span
-from controlplane.client.models import VersionDetail, VersionFootprint
+from controlplane.client.models import Deployment, VersionDetail, VersionFootprint
 from controlplane.domain.conditions import ConditionStatus
 from controlplane.domain.manifest import Manifest, Origin, ParityReport
+from controlplane.domain.pipelines import Step, steps_of
 from controlplane.domain.portability import Loads, TargetReport, groups
 from controlplane.domain.recorded_samples import SampleRecord, SampleSource
 from controlplane.domain.signature import Signature
@@ -77,6 +78,32 @@ def recorded_line(record: SampleRecord) -> str:
     }[record.source]
     triton = f", Triton {record.triton_version}" if record.triton_version else ""
     return f"{record.count} {how} (on {record.server}{triton}, {ago(record.at)})"
+
+
+def show_graph(out: Output, detail: VersionDetail, deployment: Deployment | None) -> None:
+    """Draw a pipeline: its members with their pinned versions, and the tensors that its steps pass on."""
+    manifest = detail.manifest
+    if not manifest.members:
+        return
+    pins: Mapping[str, int] = {}
+    if deployment is not None and deployment.spec.version == detail.entry.number:
+        pins = deployment.spec.settings.members
+    names = {member: f"{member}:{pins[member]}" if member in pins else member for member in manifest.members}
+    steps = steps_of(manifest.config)
+    kind = "ensemble" if steps else "Python model that calls its members"
+    where = "members as its deployment pins them" if pins else "not deployed: a deploy pins the members' versions"
+    out.line()
+    out.line(f"{detail.model}:{detail.entry.number}  {kind}  ({where})")
+    lines = [_edge(step, names[step.model]) for step in steps] or list(names.values())
+    for position, line in enumerate(lines, 1):
+        out.line(f"{'└' if position == len(lines) else '├'}─ {line}")
+
+
+def _edge(step: Step, name: str) -> str:
+    def side(tensors: Mapping[str, str]) -> str:
+        return ", ".join(tensor if tensor == own else f"{tensor} (as {own})" for own, tensor in sorted(tensors.items()))
+
+    return f"{side(step.inputs)} ─> [{name}] ─> {side(step.outputs)}"
 
 
 def _damage(detail: VersionDetail) -> list[str]:

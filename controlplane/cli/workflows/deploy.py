@@ -175,20 +175,26 @@ def load_and_wait(
                 )
 
 
+def present_deployment(client: Client, model: str) -> Deployment | None:
+    """Return the deployment of a model; None if it is not deployed."""
+    try:
+        return client.fetch(Deployment, deployment_path(model))
+    except ClientError as error:
+        if error.status != 404:
+            raise
+        return None
+
+
 def merged_settings(client: Client, model: str, given: dict[str, Any]) -> dict[str, Any] | None:
     """Merge the given settings into those of the present deployment; None if none are given."""
     if not given:
         return None
-    try:
-        present = client.fetch(Deployment, deployment_path(model)).spec.settings.model_dump(mode="json")
-    except ClientError as error:
-        if error.status != 404:
-            raise
-        present = {}
+    deployment = present_deployment(client, model)
+    present = {} if deployment is None else deployment.spec.settings.model_dump(mode="json")
     if "rollout" in given:
         # Options of the strategy that are not given are unchanged, too.
         given = {**given, "rollout": {**present.get("rollout", {}), **given["rollout"]}}
-    merged = {**present, **given}
+    merged = {**present, "members": {}, **given}  # a deploy pins the members' active versions unless others are given
     if present.get("objectives") and given.get("objectives"):
         merged["objectives"] = {**present["objectives"], **given["objectives"]}  # a single objective may be changed
     return merged

@@ -49,6 +49,7 @@ class PublishOptions:
     version_folder: int | None = None
     number: int | None = None
     origin: Origin | None = None
+    depends_on: tuple[str, ...] = ()
 
     def body(self) -> dict[str, Any]:
         """Return the request's fields that were given."""
@@ -68,6 +69,7 @@ class PublishOptions:
             "trust": self.trust or None,
             "force": self.force or None,
             "origin": self.origin.model_dump(mode="json", exclude_none=True) if self.origin else None,
+            "depends_on": list(self.depends_on) or None,
         }
         return {key: value for key, value in given.items() if value is not None}
 

@@ -1,13 +1,22 @@
 """Admission: whether a load can begin now, after an eviction, later, or never. Pure; each decision has its reason."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from controlplane.domain.units import size_text
-from controlplane.memory.policy.eviction import DEFAULT_RULES, EvictionPolicy, EvictionRules, choose, freed, protection
+from controlplane.memory.policy.eviction import (
+    DEFAULT_RULES,
+    EvictionPolicy,
+    EvictionRules,
+    choose,
+    freed,
+    movable,
+    protection,
+)
 from controlplane.memory.policy.ledger import Ledger, insufficient
 from controlplane.memory.policy.types import Footprint, HoldingState, Mode, ModelMemory, Slot
+from controlplane.memory.policy.units import total
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +28,26 @@ class LoadRequest:
         slot: The version to load, under its Triton name.
         footprint: What it needs, by device.
         since: Since when it waits; None if it was just requested.
+        units: The pipelines, not loaded yet, for which it is loaded; it begins only if all of these fit.
+        missing: What the other models of these pipelines need, by slot and device, if they have no memory yet.
+        kept: The other models of these pipelines, whose memory it needs besides its own.
     """
 
     model: ModelMemory
     slot: Slot
     footprint: Mapping[str, Footprint]
     since: datetime | None = None
+    units: frozenset[str] = frozenset()
+    missing: Mapping[Slot, Mapping[str, Footprint]] = field(default_factory=dict)
+    kept: frozenset[str] = frozenset()
+
+    def together(self, ledger: Ledger) -> dict[str, Footprint]:
+        """Return what the other models of its pipelines still need, by device."""
+        return total(footprint for slot, footprint in self.missing.items() if not has_memory(ledger, slot))
+
+    def whole(self, ledger: Ledger) -> "LoadRequest":
+        """Return the request with everything that its pipelines still need."""
+        return replace(self, footprint=total((self.footprint, self.together(ledger)))) if self.missing else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +152,7 @@ def decide(
         rules: Minimum residence and back-off.
         promised: Bytes by device that earlier loads in the queue need from the memory that is free or being freed.
     """
+    request = request.whole(ledger)
     slot, footprint = request.slot, request.footprint
     if any(holding.state is not HoldingState.UNLOADING for holding in ledger.of(slot)):
         if loads_in_flight >= max_loads:
@@ -139,7 +163,8 @@ def decide(
         return figures_of(request, ledger, models, now=now, rules=rules)
 
     if never := _can_never_fit(request, ledger, models):
-        return Refuse(never, figures())
+        whole = f" (for the whole pipeline {', '.join(sorted(request.units))})" if request.units else ""
+        return Refuse(never + whole, figures())
     if loads_in_flight >= max_loads:
         return Queue(f"{loads_in_flight} loads are in flight, which is the limit", figures())
     free = {device: ledger.free(device) for device in footprint}
@@ -157,7 +182,7 @@ def decide(
         return Queue("waits for memory that is being freed", figures())
     model = request.model
     leased = model.held_until is not None and model.held_until > now
-    if model.mode is Mode.RESIDENT and not (model.loaded or leased or model.demanded_at):
+    if model.mode is Mode.RESIDENT and not (model.loaded or leased or model.demanded_at or model.needed_now):
         return Queue("no room, and a resident model that no client waits for evicts no other model", figures())
     victims = choose(_others(models, request), lacking, policy, now, rules=rules, priority=request.model.priority)
     if victims:
@@ -177,12 +202,8 @@ def figures_of(
     rules: EvictionRules = DEFAULT_RULES,
 ) -> dict[str, DeviceFigures]:
     """Return the figures of each device of a load."""
-    movable = [
-        model
-        for model in _others(models, request)
-        if protection(model, now, rules, priority=request.model.priority) is None
-    ]
-    names = {model.model for model in movable}
+    may_go = movable(_others(models, request), now, rules, priority=request.model.priority)
+    names = {model.model for model in may_go}
     figures = {}
     for device, need in request.footprint.items():
         held: dict[str, int] = {}
@@ -194,7 +215,7 @@ def figures_of(
             needed_bytes=need.reserve_bytes,
             free_bytes=ledger.free(device),
             freeing_bytes=ledger.held(device, HoldingState.UNLOADING),
-            could_be_freed_bytes=sum(freed(model, device) for model in movable),
+            could_be_freed_bytes=sum(freed(model, device) for model in may_go),
             budget_bytes=budget.bytes if budget else 0,
             unaccounted_bytes=ledger.unaccounted(device),
             held_bytes=held,
@@ -225,42 +246,87 @@ def decide_all(
     max_loads: int,
     now: datetime,
     rules: EvictionRules = DEFAULT_RULES,
+    claims: Mapping[str, Mapping[str, Footprint]] | None = None,
 ) -> list[tuple[LoadRequest, Decision]]:
     """Decide about a whole queue, in order, each load against what the earlier ones leave.
 
+    A pipeline whose first member got its memory has a claim on what its other members need, so two pipelines never
+    hold half of their memory each.
+
     A load that waits for memory keeps its claim on the free memory, so that smaller loads behind it do not starve it;
     they may go ahead only with memory that it does not need. Each victim is chosen only once.
+
+    Args:
+        requests: The queue.
+        ledger: The ledger of its server.
+        models: See `decide`.
+        policy: See `decide`.
+        loads_in_flight: See `decide`.
+        max_loads: See `decide`.
+        now: See `decide`.
+        rules: See `decide`.
+        claims: What each pipeline that is being loaded still needs, by device.
     """
+    claimed = dict(claims or {})
     decided: list[tuple[LoadRequest, Decision]] = []
     promised: dict[str, int] = {}
     remaining = dict(models)
     for request in in_order(requests):
         decision = decide(
             request, ledger, remaining, policy=policy, loads_in_flight=loads_in_flight, max_loads=max_loads, now=now,
-            rules=rules, promised=promised,
+            rules=rules, promised=with_claims(promised, claimed, request),
         )  # fmt: skip
         decided.append((request, decision))
         match decision:
             case Admit():
                 loads_in_flight += 1
                 ledger = ledger.reserve(request.slot, request.footprint, now)
+                claimed |= dict.fromkeys(request.units, request.together(ledger))
             case Evict(victims):
                 for victim in victims:
                     remaining.pop(victim.model)
                     for holding in ledger.of_model(victim.model):
                         ledger = ledger.unloading(holding.slot, now)
-                promise(promised, request)
+                promise(promised, claimed, request, ledger)
             case Queue() if loads_in_flight < max_loads:
-                promise(promised, request)
+                promise(promised, claimed, request, ledger)
             case _:
                 pass
     return decided
 
 
-def promise(promised: dict[str, int], request: LoadRequest) -> None:
-    """Add a load's need to the bytes, by device, that later loads in the queue must leave free for it."""
+def promise(
+    promised: dict[str, int], claims: dict[str, Mapping[str, Footprint]], request: LoadRequest, ledger: Ledger
+) -> None:
+    """Add a load's need to what later loads in the queue must leave free for it.
+
+    Args:
+        promised: Bytes by device.
+        claims: What each pipeline still needs; the needs of its own models are not added to each other.
+        request: The load.
+        ledger: The ledger of its server.
+    """
+    if request.units:
+        claims.update(dict.fromkeys(request.units, request.whole(ledger).footprint))
+        return
     for device, need in request.footprint.items():
         promised[device] = promised.get(device, 0) + need.reserve_bytes
+
+
+def has_memory(ledger: Ledger, slot: Slot) -> bool:
+    """Return whether a version holds memory, or has reserved it."""
+    return any(holding.state is not HoldingState.UNLOADING for holding in ledger.of(slot))
+
+
+def with_claims(
+    promised: Mapping[str, int], claims: Mapping[str, Mapping[str, Footprint]], request: LoadRequest
+) -> dict[str, int]:
+    """Return the promised bytes, by device, with the claims of pipelines that the load does not belong to."""
+    found = dict(promised)
+    for pipeline, needs in claims.items():
+        for device, need in needs.items() if pipeline not in request.units else ():
+            found[device] = found.get(device, 0) + need.reserve_bytes
+    return found
 
 
 def _others(models: Mapping[str, ModelMemory], request: LoadRequest) -> list[ModelMemory]:
@@ -268,7 +334,7 @@ def _others(models: Mapping[str, ModelMemory], request: LoadRequest) -> list[Mod
 
 
 def _can_never_fit(request: LoadRequest, ledger: Ledger, models: Mapping[str, ModelMemory]) -> str | None:
-    pinned = {model.model for model in models.values() if model.mode is Mode.PINNED and model.loaded}
+    pinned = {model.model for model in models.values() if model.mode is Mode.PINNED and model.loaded} | request.kept
     missing = {}
     for device, need in request.footprint.items():
         budget = ledger.budgets.get(device)

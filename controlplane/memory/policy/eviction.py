@@ -5,13 +5,14 @@ ones whatever their score. `choose` returns a *set* that covers the need on ever
 needed.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from controlplane.memory.policy.cost_policy import CostPolicy
 from controlplane.memory.policy.policies import EvictionPolicy, LfuPolicy, LruPolicy
 from controlplane.memory.policy.types import Mode, ModelMemory
+from controlplane.memory.policy.units import Units, combined, own_units, shared_units
 from controlplane.memory.policy.victims import freed, select_victims
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "choose",
     "early_evictions",
     "freed",
+    "movable",
     "policy_named",
     "protection",
 ]
@@ -96,6 +98,8 @@ def protection(
         return "not loaded"
     if model.mode is Mode.PINNED:
         return "pinned"
+    if model.needed_by:
+        return f"needed by {', '.join(model.needed_by)}"
     if model.busy:
         return "being loaded, unloaded or proved"
     if model.usage.pending > 0:
@@ -124,7 +128,7 @@ def choose(
     rules: EvictionRules = DEFAULT_RULES,
     priority: int | None = None,
 ) -> tuple[ModelMemory, ...] | None:
-    """Select the models to evict so that each device gets its need.
+    """Select the models to evict so that each device gets its need; a pipeline goes with its members.
 
     Args:
         candidates: Models of one server; protected ones are left out.
@@ -140,17 +144,42 @@ def choose(
     short = {device: size for device, size in need.items() if size > 0}
     if not short:
         return ()
-    return select_victims(
-        [
-            model
-            for model in candidates
-            if any(device in model.footprint for device in short)
-            and protection(model, now, rules, priority=priority) is None
-        ],
-        short,
-        policy,
-        now,
+    loaded = [model for model in candidates if model.loaded]
+
+    def free(model: ModelMemory) -> bool:
+        return _free(model, now, rules, priority)
+
+    found = _select(own_units(loaded, free), short, policy, now)
+    if found is None and any(model.needed_by for model in loaded):
+        found = _select(shared_units(loaded, free), short, policy, now)
+    return found
+
+
+def movable(
+    models: Sequence[ModelMemory], now: datetime, rules: EvictionRules = DEFAULT_RULES, *, priority: int | None = None
+) -> list[ModelMemory]:
+    """Return the models that may be evicted now, alone or together with the pipelines that need them."""
+    loaded = [model for model in models if model.loaded]
+    if not any(model.needed_by for model in loaded):
+        return [model for model in loaded if _free(model, now, rules, priority)]
+    units = [build(loaded, lambda model: _free(model, now, rules, priority)) for build in (own_units, shared_units)]
+    found = {model.model: model for one in units for unit in one.values() for model in unit}
+    return list(found.values())
+
+
+def _free(model: ModelMemory, now: datetime, rules: EvictionRules, priority: int | None) -> bool:
+    alone = replace(model, needed_by=()) if model.needed_by else model
+    return protection(alone, now, rules, priority=priority) is None
+
+
+def _select(
+    units: Units, short: Mapping[str, int], policy: EvictionPolicy, now: datetime
+) -> tuple[ModelMemory, ...] | None:
+    offered = [combined(unit) for unit in units.values()]
+    chosen = select_victims(
+        [model for model in offered if any(device in model.footprint for device in short)], short, policy, now
     )
+    return None if chosen is None else tuple(model for one in chosen for model in units[one.model])
 
 
 def policy_named(name: str) -> EvictionPolicy:

@@ -34,6 +34,7 @@ from dataclasses import dataclass
 
 from controlplane.domain.deployment import DeploymentSettings
 from controlplane.domain.manifest import Format, Manifest
+from controlplane.domain.pipelines import ENSEMBLE
 from controlplane.domain.signature import TensorSpec
 from controlplane.memory.policy.types import Footprint, FootprintSource
 
@@ -87,7 +88,8 @@ def estimate(
     Args:
         manifest: Files, attributes and signature.
         settings: The settings of the deployment.
-        backend: Triton's backend, ``onnxruntime`` or ``pytorch``; others count as the larger of the two.
+        backend: Triton's backend, ``onnxruntime`` or ``pytorch``; an ensemble needs no memory of its own, and others
+            count as the larger of the two.
         kind: The kind of the device, ``cpu`` or ``gpu``.
         instances: The number of instances on that device; each is a process with its own weights.
         max_batch_size: The largest batch; 0 without batching.
@@ -95,6 +97,8 @@ def estimate(
     Returns:
         The size, and how much larger the need may be. The peak of a load is within that.
     """
+    if backend == ENSEMBLE:
+        return Footprint(0)
     figures = _figures(manifest, backend, kind)
     weights = _weights_bytes(manifest)
     tensors = _tensors_bytes(manifest, max(max_batch_size, 1))

@@ -8,6 +8,7 @@ from controlplane.domain.units import size_text
 from controlplane.memory.policy.eviction import DEFAULT_RULES, EvictionPolicy, EvictionRules
 from controlplane.memory.policy.ledger import Ledger
 from controlplane.memory.policy.types import Mode, ModelMemory, Slot
+from controlplane.memory.policy.units import total
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,8 @@ def without_room(model: ModelMemory, now: datetime, rules: EvictionRules) -> Res
     """Return the decision if it does not depend on free memory; None for a resident model that is not loaded."""
     if model.mode is Mode.PINNED:
         return ResidencyDecision(loaded=True, why="pinned")
+    if model.needed_by:
+        return ResidencyDecision(loaded=True, why=f"needed by {', '.join(model.needed_by)}")
     if model.held_until is not None and model.held_until > now:
         return ResidencyDecision(loaded=True, why=f"held by a client until {model.held_until:%H:%M:%S} UTC")
     if model.demanded_at is not None:
@@ -126,14 +129,15 @@ def without_room(model: ModelMemory, now: datetime, rules: EvictionRules) -> Res
 
 
 def _if_room(model: ModelMemory, free: dict[str, int]) -> ResidencyDecision:
+    whole = total((model.footprint, model.unit))
     missing = {
         device: need.reserve_bytes - free.get(device, 0)
-        for device, need in model.footprint.items()
+        for device, need in whole.items()
         if need.reserve_bytes > free.get(device, 0)
     }
     if missing:
         short = ", ".join(f"{size_text(size)} on {device}" for device, size in missing.items())
         return ResidencyDecision(loaded=False, why=f"resident: no room, lacks {short}")
-    for device, need in model.footprint.items():
+    for device, need in whole.items():
         free[device] -= need.reserve_bytes
     return ResidencyDecision(loaded=True, why="resident: there is room")

@@ -148,6 +148,9 @@ class ModelMemory:
             client does.
         evictions: How often it was recently evicted and requested again within its minimum residence time; the back-off
             grows with it.
+        needed_by: Pipelines on the server that need it.
+        needed_now: Whether one of them may evict other models for its members.
+        unit: What a pipeline's members need that are not loaded yet, by device.
     """
 
     model: str
@@ -164,6 +167,9 @@ class ModelMemory:
     held_until: datetime | None = None
     demanded_at: datetime | None = None
     evictions: int = 0
+    needed_by: tuple[str, ...] = ()
+    needed_now: bool = False
+    unit: Mapping[str, Footprint] = field(default_factory=dict)
 
     @property
     def devices(self) -> tuple[str, ...]:
