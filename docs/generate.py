@@ -204,8 +204,9 @@ def commands_page() -> str:
 
 def commands() -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield every command that is not hidden, with its names."""
-    from controlplane.cli.main import app
+    from controlplane.cli.main import COMMANDS, app, register
 
+    register(COMMANDS)
     yield from _walk((), typer.main.get_command(app))
 
 

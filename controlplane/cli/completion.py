@@ -1,6 +1,5 @@
 """Completion of model names from the running control plane; fast, and silent if none runs."""
 
-import http.client
 import json
 from urllib.parse import urlsplit
 
@@ -29,6 +28,8 @@ def deployments(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def _items(context: typer.Context, path: str) -> list[dict[str, str]]:
+    import http.client  # slow, and no command needs it
+
     try:
         parts = urlsplit(_session(context).find_url())
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_SECONDS)

@@ -2,39 +2,12 @@
 
 import os
 import sys
+from collections.abc import Iterable, Sequence
+from importlib import import_module
 from typing import Annotated, NoReturn
 
 import typer
 
-from controlplane.cli.commands import (
-    adopting,
-    checking,
-    conversions,
-    declarations,
-    demo,
-    deploy,
-    deployments,
-    devices,
-    doctor,
-    exporting,
-    importing,
-    inference,
-    keys,
-    local,
-    maintenance,
-    memory,
-    models,
-    monitoring,
-    placement,
-    pull,
-    push,
-    rollouts,
-    samples,
-    servers,
-    setup,
-    sign,
-    tuning,
-)
 from controlplane.cli.session import (
     ActorOption,
     CaFileOption,
@@ -68,6 +41,38 @@ _EPILOG = """[bold]First steps[/bold]
 0 success · 1 other failure · 2 invalid command line · 3 not found · 4 unreachable · 5 conflict · 6 invalid input · \
 7 conversion, deployment, inference or check failed · 8 timeout · 9 not allowed · 130 interrupted
 """
+
+COMMANDS = {
+    "local": ("up", "down", "serve"),
+    "setup": ("setup",),
+    "push": ("push",),
+    "importing": ("import",),
+    "adopting": ("adopt",),
+    "conversions": ("convert", "validate"),
+    "models": ("models", "versions", "show", "report", "alias", "rm", "history"),
+    "pull": ("pull",),
+    "exporting": ("export",),
+    "sign": ("sign", "verify"),
+    "deploy": ("deploy",),
+    "deployments": ("rollback", "undeploy", "load", "unload", "ps", "wait", "health"),
+    "declarations": ("apply", "diff", "get"),
+    "rollouts": ("rollout",),
+    "samples": ("samples",),
+    "tuning": ("tune",),
+    "memory": ("memory", "top", "explain", "why", "hold", "plan"),
+    "placement": ("defrag",),
+    "monitoring": ("metrics",),
+    "inference": ("infer",),
+    "servers": ("servers", "gateway", "events"),
+    "devices": ("devices",),
+    "maintenance": ("gc", "version"),
+    "keys": ("keys",),
+    "doctor": ("doctor",),
+    "checking": ("fsck",),
+    "demo": ("demo",),
+}
+"""The commands by the module that defines them, in the order of the help. A command needs only its own module."""
+_registered: set[str] = set()
 
 app = typer.Typer(
     name="tritonctl",
@@ -116,36 +121,18 @@ def _globals(
     current().merge(given, context)
 
 
-for module in (
-    local,
-    setup,
-    push,
-    importing,
-    adopting,
-    conversions,
-    models,
-    pull,
-    exporting,
-    sign,
-    deploy,
-    deployments,
-    declarations,
-    rollouts,
-    samples,
-    tuning,
-    memory,
-    placement,
-    monitoring,
-    inference,
-    servers,
-    devices,
-    maintenance,
-    keys,
-    doctor,
-    checking,
-    demo,
-):
-    module.register(app)
+def register(modules: Iterable[str]) -> None:
+    """Add the commands of these modules to the app."""
+    for name in modules:
+        if name not in _registered:
+            _registered.add(name)
+            import_module(f"controlplane.cli.commands.{name}").register(app)
+
+
+def module_of(arguments: Sequence[str]) -> str | None:
+    """Return the module that a command line needs; None if it may need any, for example for the list of commands."""
+    first = arguments[0] if arguments else ""
+    return next((module for module, commands in COMMANDS.items() if first in commands), None)
 
 
 _INTERRUPTED = 130
@@ -153,6 +140,11 @@ _INTERRUPTED = 130
 
 def main() -> NoReturn:
     """Run the CLI. Every failure ends in a one-line message and an exit code for its kind."""
+    completing = any(name.startswith("_TRITONCTL_COMPLETE") for name in os.environ)
+    module = None if completing else module_of(sys.argv[1:])
+    register(COMMANDS if module is None else (module,))
+    # The package imports its own command line if it can, and pygments, rich and click for it.
+    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
     try:
         app(prog_name="tritonctl", standalone_mode=True)
     except SystemExit as ended:

@@ -8,9 +8,10 @@ import typer
 from typer.testing import CliRunner
 
 from controlplane.cli import session as sessions
-from controlplane.cli.main import app
+from controlplane.cli.main import COMMANDS, app, register
 from controlplane.cli.session import Session
 
+register(COMMANDS)
 FROM_ENVIRONMENT: dict[str, object] = {
     "url": "http://environment",
     "data_dir": Path("/environment"),

@@ -2,14 +2,22 @@
 
 import subprocess
 import sys
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from controlplane.cli.main import app
+import controlplane.cli.commands
+from controlplane.cli.main import COMMANDS as MODULES
+from controlplane.cli.main import app, module_of, register
 from tests.cli.conftest import TRITONCTL, Cli
 
+_OWN_MODULES, _MODULES = 24, 440
+"""Numbers of modules that `tritonctl ps` may import: its own and all."""
+register(MODULES)
 COMMANDS = [command.name for command in app.registered_commands]
 
 
@@ -49,6 +57,37 @@ def test_request_imports_neither_numpy_nor_settings() -> None:
     assert done.returncode == 4
     assert "httpx" in imported
     assert not imported & {"numpy", "pydantic_settings", "fastapi", "torch", "onnx"}
+
+
+def test_command_is_found_in_the_module_that_defines_it() -> None:
+    for module, names in MODULES.items():
+        own = typer.Typer()
+        import_module(f"controlplane.cli.commands.{module}").register(own)
+        assert (*(one.name for one in own.registered_commands), *(one.name for one in own.registered_groups)) == names
+        assert all(module_of([name, "--help"]) == module for name in names)
+    assert module_of([]) is module_of(["--help"]) is module_of(["unknown"]) is module_of(["-o", "json", "ps"]) is None
+    folder = Path(controlplane.cli.commands.__file__).parent
+    assert {file.stem for file in folder.glob("*.py")} - {"__init__", "offline"} == set(MODULES)
+
+
+def test_ps_imports_only_what_it_needs(cli: Cli, published: str) -> None:
+    code = (
+        "import atexit, sys; sys.argv[0:1] = ['tritonctl', 'ps']\n"
+        "atexit.register(lambda: print(*(name for name, module in sys.modules.items() if module), file=sys.stderr))\n"
+        "from controlplane.cli.main import main; main()"
+    )
+    run = [sys.executable, "-c", code, "--query", published]
+    done = subprocess.run(run, env=cli.environment, capture_output=True, text=True, check=True)
+    assert published in done.stdout
+    assert "Ready" in done.stdout
+    imported = set(done.stderr.split())
+    packages = {name.partition(".")[0] for name in imported}
+    slow = {"torch", "onnx", "fastapi", "boto3", "numpy", "pygments", "click", "markdown_it", "tritonclient"}
+    assert not packages & slow
+    ours = {name for name in imported if name.partition(".")[0] == "controlplane"}
+    assert not ours & {"controlplane.client.models", "controlplane.domain.deployment", "controlplane.settings"}
+    assert len(ours) <= _OWN_MODULES, sorted(ours)
+    assert len(imported) <= _MODULES, len(imported)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -150,18 +150,15 @@ def ps(
     everything: Annotated[bool, typer.Option("--all", "-a", help="Show all deployments, without a limit.")] = False,
 ) -> None:
     """List deployments with their desired and active versions, phase, memory, last use and expiry."""
-    from controlplane.cli.views.deployment import show_deployment, show_deployments
-    from controlplane.cli.workflows.deploy import deployment_path
-    from controlplane.client.models import Deployment
+    from controlplane.cli.views.deployment_list import show_deployments
+    from controlplane.client.rows import DeploymentRow
 
+    if name is not None:
+        _show_one(session, name)
+        return
     out = session.out()
     filters: dict[str, Any] = {"phase": phase or None, "server": server, "label": label or None, "q": query}
     with session.client() as client:
-        if name is not None:
-            deployment = client.fetch(Deployment, deployment_path(name))
-            out.result(deployment)
-            show_deployment(out, deployment)
-            return
         if everything:
             items, more = list(client.items("/v1/deployments", limit=_PAGE_MAX, **filters)), False
         else:
@@ -170,10 +167,22 @@ def ps(
         if out.json_wanted:
             out.result(items)
             return
-        found = [client.read(Deployment, item) for item in items]
+        found = [client.read(DeploymentRow, item) for item in items]
     show_deployments(out, found, filtered=any(filters.values()))
     if more:
         out.note(f"showing the first {len(found)}; use --all to show all, or --query to filter")
+
+
+def _show_one(session: Session, name: str) -> None:
+    from controlplane.cli.views.deployment import show_deployment
+    from controlplane.cli.workflows.deploy import deployment_path
+    from controlplane.client.models import Deployment
+
+    out = session.out()
+    with session.client() as client:
+        deployment = client.fetch(Deployment, deployment_path(name))
+    out.result(deployment)
+    show_deployment(out, deployment)
 
 
 def wait(

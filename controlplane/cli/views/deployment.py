@@ -1,42 +1,12 @@
 """Output of deployments and their state."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from controlplane.cli.output import Output, ago, pairs, size, span
+from controlplane.cli.views.deployment_list import expiry, proof_text
 from controlplane.cli.views.health import evidence, show_conditions
-from controlplane.cli.views.memory import expiry, held, needs, state
+from controlplane.cli.views.memory import held, needs, state
 from controlplane.client.models import Deployment
-
-
-def show_deployments(out: Output, deployments: Sequence[Deployment], *, filtered: bool = False) -> None:
-    """Print one line for each deployment.
-
-    Args:
-        out: The output.
-        deployments: The deployments.
-        filtered: Whether a filter may have excluded deployments.
-    """
-    out.table(
-        (
-            "model",
-            "desired",
-            "phase",
-            "active",
-            "loaded",
-            "memory",
-            "mode",
-            "used",
-            "expires",
-            "proof",
-            "since",
-            "message",
-        ),
-        ((*_summary(one), ago(one.at), _message(one)) for one in deployments),
-        empty="no deployment matches"
-        if filtered
-        else "nothing is deployed; deploy a version with `tritonctl deploy NAME --wait`",
-    )
 
 
 def show_deployment(out: Output, deployment: Deployment) -> None:
@@ -73,7 +43,7 @@ def show_deployment(out: Output, deployment: Deployment) -> None:
                 server.serving_version,
                 ", ".join(map(str, server.loaded_versions)),
                 ago(server.bake_until) if server.bake_until else None,
-                _proof(server.proof),
+                proof_text(server.proof),
                 ", ".join(f"{stage} {span(took)}" for stage, took in server.seconds.items() if took >= 0.0005),
                 server.message,
             )
@@ -106,56 +76,6 @@ def show_deployment(out: Output, deployment: Deployment) -> None:
                 for one in deployment.memory
             ),
         )
-
-
-def _summary(deployment: Deployment) -> tuple[object, ...]:
-    status = deployment.status
-    servers = status.servers if status else ()
-    answers = sorted({server.serving_version for server in servers if server.serving_version is not None})
-    loaded = sorted({version for server in servers for version in server.loaded_versions})
-    proofs = [server.proof for server in servers if server.proof is not None]
-    desired = str(deployment.spec.version)
-    if "@" in deployment.spec.reference:
-        desired += f" ({deployment.spec.reference.partition('@')[2]})"
-    return (
-        deployment.model,
-        desired,
-        status.phase.value if status else "Pending",
-        ", ".join(map(str, answers)),
-        ", ".join(map(str, loaded)),
-        *_memory(deployment),
-        _proof(proofs[0]) if proofs else None,
-    )
-
-
-def _memory(deployment: Deployment) -> tuple[object, ...]:
-    """Return its memory over all servers, its load time, its last use, and its expiry."""
-    views = deployment.memory
-    held = sum(one.held_bytes for one in views)
-    uses = [one.last_used_at for one in views if one.last_used_at is not None]
-    first = next((one for one in views if one.held_until or one.expires_at), None)
-    return (
-        size(held) if held else None,
-        deployment.spec.settings.mode.value,
-        ago(max(uses)) if uses else None,
-        expiry(first) if first else None,
-    )
-
-
-def _proof(proof: object) -> str | None:
-    from controlplane.domain.states import Proof
-
-    if not isinstance(proof, Proof):
-        return None
-    if not proof.samples:
-        return "no samples"
-    return f"agrees, {span(proof.latency_seconds)}" if proof.agrees else "differs"
-
-
-def _message(deployment: Deployment) -> str:
-    if deployment.status is None:
-        return ""
-    return deployment.status.message
 
 
 def show_garbage(out: Output, report: dict[str, Any], *, dry_run: bool) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from rich.text import Text
 
 from controlplane.cli.output import Output, ago, size, span
+from controlplane.cli.views.deployment_list import expiry
 from controlplane.client.memory import DeviceMemory, Explanation, MemoryHolder, Plan, ServerMemory, ServerPlan
 from controlplane.client.models import Footprint, ModelMemory
 
@@ -246,13 +247,6 @@ def needs(model: ModelMemory) -> str:
         return "-"
     guessed = "about " if any(one.source == "estimate" for one in model.footprint) else ""
     return guessed + size(sum(one.bytes for one in model.footprint))
-
-
-def expiry(model: ModelMemory) -> str:
-    """Return until when a model stays loaded, if that is known."""
-    if model.held_until is not None:
-        return f"held, {ago(model.held_until)}"
-    return ago(model.expires_at)
 
 
 def sizes(by_device: Mapping[str, int]) -> str:

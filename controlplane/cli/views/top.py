@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from controlplane.cli.output import ago
-from controlplane.cli.views.memory import bar, expiry, figures, held, needs, state
+from controlplane.cli.views.deployment_list import expiry
+from controlplane.cli.views.memory import bar, figures, held, needs, state
 from controlplane.client.errors import ClientError, NotRunningError, WaitTimeoutError
 from controlplane.client.memory import ServerMemory
 from controlplane.client.models import ModelMemory
