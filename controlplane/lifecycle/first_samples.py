@@ -22,6 +22,8 @@ FIRST_ID = "first-deploy"
 _COUNT = 3
 _DYNAMIC_SIZES = (1, 1, 8)
 _INPUT_BYTES_MAX = 4 * 1024 * 1024
+_SECONDS = 5.0
+"""A model that needs longer for a generated request gets no samples: a deployment must not wait for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,9 @@ async def first_samples(
 ) -> FirstSamples:
     """Ask a loaded version twice, and return its answers if they are the same both times.
 
+    A version that does not answer one of the generated requests in time is not asked again: it may wait for something
+    that only a client sends.
+
     Raises:
         TritonUnavailableError: The server is unavailable.
     """
@@ -53,6 +58,7 @@ async def first_samples(
     if signature is None:
         return FirstSamples(why_none="its configuration declares no tensors")
     found, refusal, requests = [], "", 0
+    seconds = min(_SECONDS, timeout_seconds)
     for inputs in generated_inputs(signature):
         requests += 1
         try:
@@ -60,10 +66,13 @@ async def first_samples(
                 triton_name,
                 inputs,
                 version=prepared.target.version,
-                timeout=timeout_seconds,
+                timeout=seconds,
                 config=prepared.config,
             )
-        except (InferenceError, TritonTimeoutError) as error:
+        except TritonTimeoutError:
+            why = f"it did not answer a generated request within {seconds:g} s"
+            return FirstSamples(why_none=why, requests=requests)
+        except InferenceError as error:
             refusal = str(error)
             continue
         if outputs:
@@ -72,9 +81,11 @@ async def first_samples(
         why = f"it refuses generated requests: {refusal}" if refusal else "it gives no outputs to generated requests"
         return FirstSamples(why_none=why, requests=requests)
     samples = tuple(found)
-    mark, proof, asked = await prove(client, triton_name, prepared, samples, timeout_seconds=timeout_seconds)
+    mark, proof, asked = await prove(client, triton_name, prepared, samples, timeout_seconds=seconds)
     if mark is not ProofStatus.PASSED:
-        return FirstSamples(why_none="it answers the same request differently each time", requests=requests + asked)
+        unlike = mark is ProofStatus.MISMATCH
+        why = "it answers the same request differently each time" if unlike else "it did not answer a second time"
+        return FirstSamples(why_none=why, requests=requests + asked)
     return FirstSamples(samples, proof, requests=requests + asked)
 
 
