@@ -43,7 +43,7 @@ class ModelBody(_Strict):
 class ModelDocument(_Document):
     """A model: its description and labels. Its versions are published, not declared."""
 
-    kind: Literal["Model"]
+    kind: Literal["Model"] = Field(description="The kind of object.")
     spec: ModelBody = Field(default=ModelBody(), description="What the model is to have.")
 
 
@@ -56,7 +56,7 @@ class AliasBody(_Strict):
 class AliasDocument(_Document):
     """An alias of a model. Deployments that follow it change to its version."""
 
-    kind: Literal["Alias"]
+    kind: Literal["Alias"] = Field(description="The kind of object.")
     spec: AliasBody = Field(description="Where the alias is to point.")
 
 
@@ -77,7 +77,7 @@ class DeploymentBody(_Strict):
 class DeploymentDocument(_Document):
     """A deployment."""
 
-    kind: Literal["Deployment"]
+    kind: Literal["Deployment"] = Field(description="The kind of object.")
     spec: DeploymentBody = Field(description="What is to be deployed.")
 
 
@@ -100,7 +100,7 @@ class ApiKeyBody(_Strict):
 class ApiKeyDocument(_Document):
     """An API key. Its secret is generated when the document is first applied, and shown only then."""
 
-    kind: Literal["ApiKey"]
+    kind: Literal["ApiKey"] = Field(description="The kind of object.")
     spec: ApiKeyBody = Field(description="What the key is to permit.")
 
 

@@ -70,12 +70,22 @@ class Declarations:
         """
         ordered = _ordered(wanted.documents)
         moved = {one.metadata.name: one.spec.version for one in ordered if isinstance(one, AliasDocument)}
-        found = []
+        found: list[Difference] = []
+        pipelines: list[Difference] = []
         for document in ordered:
             try:
-                found.append(await self._compare(document, wanted, moved, asker))
+                members = await self._members(document, moved)
+                of_kind = pipelines if members else found
+                new = await self._new_members(members, wanted.documents)
+                if new:
+                    of_kind.append(
+                        _difference(document, Action.CREATE, note=f"checked once {', '.join(new)} is deployed")
+                    )
+                else:
+                    of_kind.append(await self._compare(document, wanted, moved, asker))
             except ControlPlaneError as error:
                 found.append(_difference(document, Action.REFUSED, note=error.message))
+        found += pipelines  # after their members
         if wanted.prune:
             found += await self._surplus(wanted, asker)
         return found
@@ -110,6 +120,19 @@ class Declarations:
                 update = await self._bring_about(by_name[one.kind, one.name], one, wanted, actor, asker)
                 applied.append(one.model_copy(update=update))
         return applied
+
+    async def _members(self, document: Document, moved: Mapping[str, int]) -> tuple[str, ...]:
+        """Return the members of the version that a deployment's document names, if it is a pipeline."""
+        if not isinstance(document, DeploymentDocument):
+            return ()
+        model = document.metadata.name
+        _, entry = await self._deployments.resolve(model, _moved(document, moved))
+        return (await asyncio.to_thread(self._registry.manifest, model, entry.number)).members
+
+    async def _new_members(self, members: Sequence[str], documents: Sequence[Document]) -> list[str]:
+        """Return the members that are not deployed yet, and that the same documents deploy."""
+        declared = {one.metadata.name for one in documents if isinstance(one, DeploymentDocument)}
+        return [name for name in members if name in declared and await self._present(name) is None]
 
     async def _compare(
         self, document: Document, wanted: Declaration, moved: Mapping[str, int], asker: Principal | None
@@ -171,10 +194,7 @@ class Declarations:
     ) -> Difference:
         model = validate_model_name(document.metadata.name)
         _require_model(asker, model)
-        reference = document.spec.reference
-        if (number := moved.get(reference)) is not None:
-            # The alias is moved by the same apply, before the deployment.
-            reference = f"{model}:{number}"
+        reference = _moved(document, moved)
         entry, settings = await self._deployments.check(model, reference, document.spec.settings, asker=asker)
         return deployment_difference(
             model,
@@ -268,6 +288,13 @@ def _ordered(documents: Sequence[Document]) -> list[Document]:
 
 def _difference(document: Document, action: Action, changes: Sequence[FieldChange] = (), note: str = "") -> Difference:
     return Difference(kind=document.kind, name=document.metadata.name, action=action, changes=tuple(changes), note=note)
+
+
+def _moved(document: DeploymentDocument, moved: Mapping[str, int]) -> str:
+    """Return a deployment's reference; an alias that the same documents move, before the deployment, by its version."""
+    reference = document.spec.reference
+    number = moved.get(reference)
+    return reference if number is None else f"{document.metadata.name}:{number}"
 
 
 def _alias(document: AliasDocument) -> tuple[str, str]:

@@ -174,3 +174,27 @@ def test_pipelines_are_loaded_and_evicted_whole_for_requests_at_the_gateway(room
         assert client.infer("cd", ones()).as_numpy("y").flatten().tolist() == [35.0, 35.0]
     evicted = {event.subject for event in room.plane.reconciler.events() if event.reason == "Evicted"}
     assert evicted == {"ab", "a", "b", "cd", "c", "d"}
+
+
+def test_documents_deploy_a_pipeline_after_its_new_members(api: Api) -> None:
+    publish(api, "first", pipelines.scaling(2.0))
+    publish(api, "second", pipelines.scaling(7.0))
+    publish(api, "a-chain", pipelines.ensemble(["first", "second"]))
+    body = {
+        "documents": [
+            {
+                "apiVersion": "tritonctl/v1",
+                "kind": "Deployment",
+                "metadata": {"name": name},
+                "spec": {"reference": f"{name}:1", "settings": {}},
+            }
+            for name in ("a-chain", "first", "second")
+        ]
+    }
+    applied = api.ok(api.http.post("/v1/apply", json=body))
+    assert [one["name"] for one in applied["items"]] == ["first", "second", "a-chain"]
+    for one in applied["items"]:
+        assert api.operation(one["operation_id"])["state"] == "succeeded"
+    assert ask(api, "a-chain", 1.0, 2.0) == ([14.0, 28.0], 1)
+    again = api.ok(api.http.post("/v1/apply", json=body))
+    assert {one["action"] for one in again["items"]} == {"unchanged"}
