@@ -1,4 +1,4 @@
-# Few targets; CI calls `make test` and `make bench-check`.
+# Few targets; CI calls `make test`, `make test-slow` and `make bench-check`.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 # Tests start many interpreters. Each would compile the project again where the environment forbids to keep the result.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo up test test-long coverage lint faults bench bench-check compose-check clean
+.PHONY: demo up test test-slow test-long coverage lint faults bench bench-check compose-check clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 12), "Python 3.11 or 3.12 is needed; set PYTHON="'
@@ -25,10 +25,15 @@ up: $(STAMP)  ## Everything on this machine: Triton, registry, API
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 WORKERS ?= 4
 
-SELECT = $(if $(LONG),,-m "not long")
+# Failed tests run again, alone.
+AGAIN = { [ $$? = 1 ] && $(BIN)/python -m tests.again; }
+SELECT = $(if $(LONG),,-m "not slow and not long")
 
 test: lint  ## All checks, and the tests that a person waits for; with LONG=1 all tests
-	$(PYTEST) --cache-clear $(SELECT) $(ARGS) || { [ $$? = 1 ] && $(BIN)/python -m tests.again; }
+	$(PYTEST) --cache-clear $(SELECT) $(ARGS) || $(AGAIN)
+
+test-slow: $(STAMP)  ## The tests that take minutes: whole stories, servers killed and started again
+	$(PYTEST) --cache-clear -m "slow and not long" $(ARGS) || $(AGAIN)
 
 test-long: $(STAMP)  ## The rest of the tests: soaks, hundreds of repetitions, kills
 	$(PYTEST) -m long $(ARGS)

@@ -8,11 +8,15 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from controlplane.settings import StoreSettings
 from controlplane.storage.filesystem import FilesystemStore
 from tests.support.api import Api, onnx_scale, serving, settings_for
 from tests.support.cli_forks import Ended, commands
 from tests.support.registries import new_registry, require_readable
+
+pytestmark = pytest.mark.slow
 
 PARTS = (
     "layout",

@@ -9,6 +9,8 @@ import pytest
 from tests.support.api import Api, onnx_scale, serving, settings_for, sha256
 from tests.support.s3server import S3Server
 
+pytestmark = pytest.mark.slow
+
 MIB = 1024 * 1024
 
 

@@ -12,7 +12,7 @@ from tests.cli.conftest import Cli, Result
 from tests.support.api import Api, onnx_scale, serving, settings_for
 from tests.support.models import affine_onnx
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 CANARY = {"kind": "canary", "steps": [{"weight_percent": 5, "seconds": 600}], "minimum_requests": 10}
 

@@ -10,6 +10,8 @@ from controlplane.settings import StoreSettings, TritonServerSettings, TritonSet
 from tests.support.api import onnx_scale, serving, settings_for
 from tests.support.triton import RunningTriton, running_triton
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.triton
 def test_two_instances_manage_an_external_server(tmp_path: Path, triton: RunningTriton) -> None:

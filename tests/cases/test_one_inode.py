@@ -19,7 +19,7 @@ from controlplane.registry.blobs import blob_key
 from controlplane.settings import ScrubSettings, Settings
 from tests.support.api import Api, onnx_scale, serving, settings_for, sha256
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 MODELS = {"small": (8.0, 8.0000038), "large": (9.0, 1.0)}
 

@@ -9,6 +9,8 @@ from tests.cli.conftest import Cli
 from tests.support.api import Api, onnx_scale, serving, settings_for
 from tests.support.processes import free_port
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def unreachable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:

@@ -15,6 +15,8 @@ from tests.support.s3server import S3Server
 from tests.support.triton import running_triton
 from tests.triton_format import directories
 
+pytestmark = pytest.mark.slow
+
 
 def write(folder: Path, files: dict[str, bytes]) -> None:
     for path, content in files.items():

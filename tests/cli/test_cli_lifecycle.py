@@ -14,7 +14,7 @@ from tests.support.models import affine_onnx
 from tests.support.s3server import S3Server
 from tests.support.triton import RunningTriton
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 
 def _record(cli: Cli) -> dict[str, object]:

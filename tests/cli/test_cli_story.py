@@ -12,7 +12,7 @@ from tests.cases.onnx_inputs import sequence_output, write
 from tests.cli.conftest import Cli
 from tests.support.api import onnx_scale
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 
 def _ask_triton(cli: Cli, model: str) -> tuple[str, float]:

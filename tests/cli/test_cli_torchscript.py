@@ -8,7 +8,7 @@ import pytest
 from tests.cases.torchscript_inputs import X, write
 from tests.cli.conftest import Cli
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

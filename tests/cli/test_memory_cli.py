@@ -21,6 +21,8 @@ from controlplane.errors import InvalidInputError
 from tests.cli.conftest import TRITONCTL, Cli
 from tests.support.models import affine_onnx
 
+pytestmark = pytest.mark.slow
+
 MIB = 1024 * 1024
 NAMES = ("one", "two", "three")
 

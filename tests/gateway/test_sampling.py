@@ -31,6 +31,8 @@ from tests.support.api import Api, onnx_scale, serving, settings_for
 from tests.support.gateway import ones, until, urls
 from tests.support.triton import running_triton
 
+pytestmark = pytest.mark.slow
+
 _BOUND = 24.0
 _REQUESTS = 1500
 """Over each protocol."""

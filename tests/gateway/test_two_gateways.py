@@ -14,6 +14,8 @@ from controlplane.settings import GatewaySettings, MemorySettings, StoreSettings
 from tests.support.api import Api, onnx_scale, serving, settings_for
 from tests.support.gateway import asking, failures, more, until, way
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 
 

@@ -20,7 +20,7 @@ from tests.support.nvml import GIB, Machine, gpu
 from tests.support.processes import running, wait_until
 from tests.support.triton import running_triton
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 TRITONCTL = (sys.executable, "-m", "controlplane.cli.main")
 

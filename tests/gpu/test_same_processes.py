@@ -18,7 +18,7 @@ from tests.support.nvml import Machine
 from tests.support.nvml_reading import Reader
 from tests.support.triton import RunningTriton
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
 Planes = Callable[[bool], contextlib.AbstractAsyncContextManager[Site]]
 MODEL = "on-gpus"
 

@@ -29,7 +29,7 @@ from controlplane.triton.repository import ModelRepository
 from tests.reconciler.conftest import Harness, settings
 from tests.support.faulty_triton import FaultyTriton, faulty_triton
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 
 @dataclass

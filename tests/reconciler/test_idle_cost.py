@@ -16,7 +16,7 @@ from tests.reconciler.conftest import forget, running
 from tests.support.models import publish_affine
 from tests.support.triton import RunningTriton
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 IDLE = 40
 _AT_ONCE = 8

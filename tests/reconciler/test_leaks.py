@@ -21,7 +21,7 @@ from controlplane.triton.embedded.server import EmbeddedTriton
 from tests.reconciler.memory_harness import MIB, MemoryHarness, embedded_triton, memory_harness, ready, small
 from tests.support.models import publish_affine
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 WIDE = 1 << 18
 """A row of 1 MiB."""

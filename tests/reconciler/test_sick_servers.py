@@ -20,6 +20,8 @@ from controlplane.servers.health import (
 from controlplane.servers.snapshot import ServerSnapshot, Space
 from tests.reconciler.test_healing import FaultyHarness, faulty_harness
 
+pytestmark = pytest.mark.slow
+
 HUNG = 30.0
 
 

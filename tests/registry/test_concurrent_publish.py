@@ -14,6 +14,8 @@ from controlplane.storage.filesystem import FilesystemStore
 from controlplane.storage.s3.store import S3Store
 from tests.support.registries import new_registry, publish, require_readable
 
+pytestmark = pytest.mark.slow
+
 PUBLISHERS = 8
 EACH = 3
 

@@ -18,6 +18,8 @@ from controlplane.settings import GcSettings
 from controlplane.storage.filesystem import FilesystemStore
 from tests.support.registries import artifact, new_registry, require_readable
 
+pytestmark = pytest.mark.slow
+
 Crash = Callable[..., Iterator[Registry]]
 COMMIT_LATEST = 100
 """A number larger than the operations of any action."""

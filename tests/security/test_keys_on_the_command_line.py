@@ -18,6 +18,8 @@ import trustme
 from tests.cli.conftest import Cli
 from tests.support.processes import free_port
 
+pytestmark = pytest.mark.slow
+
 KEY = "TRITONCTL_API_KEY"
 
 

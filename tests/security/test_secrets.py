@@ -31,6 +31,8 @@ from tests.support.moto import moto_server
 from tests.support.s3server import S3Server
 from tests.support.triton import RunningTriton
 
+pytestmark = pytest.mark.slow
+
 SECRETS = {
     "S3": "s3-5ecret-a8f1c2d3e4",
     "webhook": "webhook-5ecret-b7e2d1c0",

@@ -18,7 +18,7 @@ from controlplane.triton.embedded.server import EmbeddedTriton
 from tests.support.api import onnx_scale, serving, settings_for
 from tests.support.triton import LoopThread
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 
 def attempts(grpc_url: str, http_url: str) -> dict[str, Callable[[], object]]:

@@ -20,6 +20,8 @@ from tests.storage.conftest import PART_BYTES, Behind, Content, write_content
 from tests.support.faultproxy import Action, Fault, FaultProxy, fault_proxy
 from tests.support.s3server import S3Server
 
+pytestmark = pytest.mark.slow
+
 RETRIES = 3
 
 

@@ -18,7 +18,7 @@ from tests.support.triton import running_triton
 from tests.triton_format import directories
 from tests.triton_format.conftest import publish
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 
 def scalar_onnx() -> bytes:

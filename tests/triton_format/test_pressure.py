@@ -20,7 +20,7 @@ from tests.support.gateway import grpc_client, triton_pid
 from tests.triton_format import directories
 from tests.triton_format.conftest import publish
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
 MIB = 1 << 20
 DEADLINE_SECONDS = 180.0
 
