@@ -6,7 +6,7 @@ from importlib import metadata
 
 _PACKAGES = (
     "triton-control-plane", "numpy", "onnx", "onnxruntime", "onnxscript", "torch", "safetensors", "scikit-learn",
-    "skl2onnx", "skops", "xgboost", "xgboost-cpu", "lightgbm",
+    "skl2onnx", "skops", "xgboost", "xgboost-cpu", "lightgbm", "transformers", "tokenizers",
 )  # fmt: skip
 
 

@@ -17,9 +17,11 @@ from converters.jobs import Inspection
 from converters.onnx_artifact import inspect_onnx
 from converters.pickles import refuse_untrusted_pickle
 from converters.torch_artifact import WEIGHTS_HINT, inspect_torch_archive, is_skops, skops_attributes
+from converters.transformers_folder import read_transformers_folder
 
 MAX_SAFETENSORS_HEADER_BYTES = 100 * 1024**2
 MAX_FILES = 100_000
+_TRANSFORMERS_HINT = "a transformers model is served as ONNX; convert it: tritonctl convert NAME --to onnx"
 _ZIP = b"PK\x03\x04"
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _MODEL_SUFFIXES = (
@@ -68,6 +70,10 @@ def inspect_artifact(
         UntrustedArtifactError: Reading the artifact would run its code, and ``trust`` is false.
         ForbiddenError: The artifact is TorchScript, and ``code`` is false.
     """
+    folder = read_transformers_folder(path) if format in (None, Format.TRANSFORMERS) else None
+    if folder is not None:
+        _files(path)
+        return Inspection(Format.TRANSFORMERS, None, folder.attributes, "config.json", (_TRANSFORMERS_HINT,))
     main, root = _main_file(path)
     read = _read(main, root, trust=trust)
     found, facts, attributes, hints = read.format, read.signature, read.attributes, read.hints
@@ -150,6 +156,18 @@ def _main_file(path: Path) -> tuple[Path, Path]:
         return path, path.parent
     if not path.is_dir():
         raise InvalidArtifactError(f"{path} is neither a file nor a folder")
+    files = _files(path)
+    named = [file for file in files if file.parent == path and file.name in {"model.onnx", "model.pt"}]
+    models = named or [file for file in files if file.suffix.lower() in _MODEL_SUFFIXES]
+    models = models or (files if len(files) == 1 else [])
+    if len(models) != 1:
+        names = ", ".join(file.relative_to(path).as_posix() for file in models[:5]) or "none"
+        raise InvalidArtifactError(f"a folder must contain exactly one model file; found: {names}")
+    return models[0], path
+
+
+def _files(path: Path) -> list[Path]:
+    """Return the files of a folder; refuse links that lead out of it."""
     root, files = path.resolve(), []
     for file in sorted(path.rglob("*")):
         if file.is_symlink() and not file.resolve().is_relative_to(root):
@@ -160,13 +178,7 @@ def _main_file(path: Path) -> tuple[Path, Path]:
             files.append(file)
         if len(files) > MAX_FILES:
             raise InvalidArtifactError(f"the artifact has more than {MAX_FILES} files")
-    named = [file for file in files if file.parent == path and file.name in {"model.onnx", "model.pt"}]
-    models = named or [file for file in files if file.suffix.lower() in _MODEL_SUFFIXES]
-    models = models or (files if len(files) == 1 else [])
-    if len(models) != 1:
-        names = ", ".join(file.relative_to(path).as_posix() for file in models[:5]) or "none"
-        raise InvalidArtifactError(f"a folder must contain exactly one model file; found: {names}")
-    return models[0], path
+    return files
 
 
 def _head(path: Path) -> bytes:

@@ -33,6 +33,7 @@ BUILT_IN: dict[tuple[Format, Format], str] = {
     (Format.SKLEARN, Format.ONNX): "converters.from_sklearn:SklearnToOnnx",
     (Format.XGBOOST, Format.ONNX): "converters.from_boosters:XGBoostToOnnx",
     (Format.LIGHTGBM, Format.ONNX): "converters.from_boosters:LightGBMToOnnx",
+    (Format.TRANSFORMERS, Format.ONNX): "converters.from_transformers:TransformersToOnnx",
 }
 
 
@@ -47,7 +48,7 @@ def find_converter(source: Format, target: Format) -> Converter:
     if (source, target) in installed:
         return installed[source, target]()
     if (source, target) in BUILT_IN:
-        return _built_in(BUILT_IN[source, target])()
+        return _built_in(source, target)()
     possible = sorted({to.value for of, to in (*BUILT_IN, *installed) if of is source})
     raise UnsupportedConversionError(
         f"{source.value} cannot be converted to {target.value}; possible targets: {', '.join(possible) or 'none'}",
@@ -62,13 +63,15 @@ def possible_targets(source: Format) -> tuple[Format, ...]:
     return tuple(to for of, to in BUILT_IN if of is source)
 
 
-def _built_in(location: str) -> type[Converter]:
-    module, _, name = location.partition(":")
+def _built_in(source: Format, target: Format) -> type[Converter]:
+    module, _, name = BUILT_IN[source, target].partition(":")
     try:
         kind: type[Converter] = getattr(importlib.import_module(module), name)
     except ImportError as error:
+        extra = "hf" if source is Format.TRANSFORMERS else "all"
         raise ConversionFailedError(
-            f"this conversion needs a package that is not installed ({error}); install triton-control-plane[all]"
+            f"this conversion needs a package that is not installed ({error}); install it: pip install "
+            f"'triton-control-plane[{extra}]'"
         ) from error
     return kind
 

@@ -16,6 +16,7 @@ _EXTRAS = {
     Format.SKLEARN: "sklearn",
     Format.XGBOOST: "boosters",
     Format.LIGHTGBM: "boosters",
+    Format.TRANSFORMERS: "hf",
 }
 
 
@@ -80,6 +81,10 @@ def _open(
         from converters.from_boosters import LightGBMOriginal
 
         return LightGBMOriginal(path)
+    if format is Format.TRANSFORMERS:
+        from converters.from_transformers import TransformersOriginal
+
+        return TransformersOriginal(path, trust=options.trust)
     from converters.from_sklearn import SklearnOriginal
 
     return SklearnOriginal(path, trust=options.trust)

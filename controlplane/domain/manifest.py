@@ -26,6 +26,8 @@ class Format(StrEnum):
     SKLEARN = "sklearn"
     XGBOOST = "xgboost"
     LIGHTGBM = "lightgbm"
+    TRANSFORMERS = "transformers"
+    """A model folder of Hugging Face: ``config.json``, weights, a tokenizer."""
     TRITON = "triton"
     """A model directory as Triton reads it: the author's ``config.pbtxt`` and the files of one version."""
 

@@ -25,7 +25,10 @@ from controlplane.sources.errors import SourceError
 
 GROUP = "triton_control_plane.sources"
 
-BUILT_IN = {"mlflow": "controlplane.sources.mlflow:MlflowSource"}
+BUILT_IN = {
+    "hf": "controlplane.sources.huggingface:HuggingFaceSource",
+    "mlflow": "controlplane.sources.mlflow:MlflowSource",
+}
 """Modules and classes by scheme; a module is imported when its scheme is used."""
 
 _URI = re.compile(r"([a-z][a-z0-9+.-]*)://.*", re.DOTALL)

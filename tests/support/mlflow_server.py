@@ -3,45 +3,16 @@
 import contextlib
 import os
 import subprocess
-import sys
-import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import pytest
 
+from tests.support.beside import install_beside
 from tests.support.processes import free_port, running, wait_until
 
 VERSION = "3.17.2"
-_ROOT = Path(__file__).parents[2]
-
-
-def install_mlflow(folder: Path) -> Path:
-    """Make an environment with MLflow that also has this environment's packages; return its Python."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    python = folder / "bin" / "python"
-    site = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
-    # Packages that are here already are not installed again, so the constraints hold for both.
-    (Path(site) / "beside.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    done = subprocess.run(
-        [*(python, "-m", "pip", "install", "--quiet", "-c", _ROOT / "constraints.txt"), f"mlflow=={VERSION}"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        reason = f"pip cannot install mlflow {VERSION}: {done.stderr.strip()[-300:]}"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return python
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +44,7 @@ class MlflowServer:
 @contextlib.contextmanager
 def mlflow_server(folder: Path) -> Iterator[MlflowServer]:
     """Install MLflow and run its server until the end of the block."""
-    python, port = install_mlflow(folder / "venv"), free_port()
+    python, port = install_beside(folder / "venv", f"mlflow=={VERSION}"), free_port()
     url, log = f"http://127.0.0.1:{port}", folder / "mlflow.log"
     variables = {"GIT_PYTHON_REFRESH": "quiet", "MLFLOW_TRACKING_URI": url, "DO_NOT_TRACK": "true"}
     command = [

@@ -33,6 +33,7 @@ def register(app: typer.Typer) -> None:
             "tritonctl convert vad:1 --to onnx",
             "tritonctl convert resnet:3 --to onnx --precision int8 --name resnet-int8",
             "tritonctl convert net.pt2 --to torchscript",
+            "tritonctl convert hf://sentence-transformers/all-MiniLM-L6-v2 --to onnx --name minilm",
             "tritonctl convert mlflow://models:/churn/3 --to onnx --name churn",
             'tritonctl convert net.safetensors --to onnx --factory mynets:build --trust --input "x:FP32\\[-1,16]"',
         ),

@@ -39,7 +39,8 @@ FormatOption = Annotated[
     str | None,
     typer.Option(
         "--format",
-        help="onnx, torchscript, torch-export, pytorch, sklearn, xgboost, lightgbm or triton. Default: detected.",
+        help="onnx, torchscript, torch-export, pytorch, sklearn, xgboost, lightgbm, transformers or triton. Default: "
+        "detected.",
         show_default=False,
     ),
 ]
@@ -101,7 +102,7 @@ def push(
         str | None,
         typer.Argument(
             metavar="PATH|URI",
-            help="File or folder to publish, or a URI: mlflow://models:/NAME@ALIAS.",
+            help="File or folder to publish, or a URI: mlflow://models:/NAME@ALIAS or hf://ORG/MODEL.",
             show_default=False,
         ),
     ] = None,
@@ -174,8 +175,8 @@ def push(
 ) -> None:
     """Publish a file or folder as a new version of a model; the folder may be a model directory of Triton.
 
-    With a URI, the model is downloaded first, and the version keeps its origin. MLflow's server and credentials are the
-    variables MLFLOW_TRACKING_URI, MLFLOW_TRACKING_TOKEN and so on.
+    With a URI, the model is downloaded first, and the version keeps its origin. Servers and credentials are the
+    variables of MLflow (MLFLOW_TRACKING_URI, MLFLOW_TRACKING_TOKEN, …) and of Hugging Face (HF_TOKEN, …).
 
     The control plane detects the format, runs the model once and records its outputs; when the version is deployed,
     Triton's outputs are compared with them. If a push is interrupted, run it again to resume it.
