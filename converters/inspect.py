@@ -15,6 +15,7 @@ from converters.archives import list_archive
 from converters.booster_files import inspect_booster
 from converters.jobs import Inspection
 from converters.onnx_artifact import inspect_onnx
+from converters.other_formats import refuse_keras_archive, refuse_other_folder, refuse_other_format
 from converters.pickles import refuse_untrusted_pickle
 from converters.torch_artifact import WEIGHTS_HINT, inspect_torch_archive, is_skops, skops_attributes
 from converters.transformers_folder import read_transformers_folder
@@ -123,12 +124,14 @@ def _read(main: Path, root: Path, *, trust: bool) -> _Read:
     head = _head(main)
     if not head:
         raise InvalidArtifactError(f"{main.name} is empty")
+    refuse_other_format(main, head)
     if (reason := lfs_pointer(main.name, head) or web_page(main.name, head)) is not None:
         raise InvalidArtifactError(reason)
     if head.startswith(_ZIP):
         listing = list_archive(main)
         if is_skops(listing):
             return _Read(Format.SKLEARN, None, skops_attributes(listing))
+        refuse_keras_archive(listing)
         facts = inspect_torch_archive(listing, trust=trust)
         return _Read(facts.format, facts.signature, facts.attributes, facts.hints)
     if head.startswith(_LEGACY_TORCH):
@@ -157,6 +160,7 @@ def _main_file(path: Path) -> tuple[Path, Path]:
     if not path.is_dir():
         raise InvalidArtifactError(f"{path} is neither a file nor a folder")
     files = _files(path)
+    refuse_other_folder(path)
     named = [file for file in files if file.parent == path and file.name in {"model.onnx", "model.pt"}]
     models = named or [file for file in files if file.suffix.lower() in _MODEL_SUFFIXES]
     models = models or (files if len(files) == 1 else [])

@@ -15,6 +15,7 @@ from controlplane.domain.manifest import Format
 from controlplane.domain.signature import Signature
 from controlplane.errors import InvalidArtifactError, UntrustedArtifactError
 from converters.archives import Listing, doubled
+from converters.other_formats import AOTINDUCTOR
 from converters.pickles import imported_names, is_plain, refuse_untrusted_pickle
 
 TORCHSCRIPT_HINT = (
@@ -75,7 +76,7 @@ def inspect_torch_archive(listing: Listing, *, trust: bool) -> TorchFacts:
             (TORCHSCRIPT_HINT,),
         )
     if listing.under("data/aotinductor/"):
-        raise InvalidArtifactError(f"{name} contains compiled code (AOTInductor), which cannot be checked or converted")
+        raise InvalidArtifactError(f"{name} contains {AOTINDUCTOR}")
     if models := [member for member in listing.under("models/") if member.endswith(".json")]:
         return _export_program(listing, models, trust=trust)
     if "serialized_exported_program.json" in listing.sizes:

@@ -8,7 +8,7 @@ from controlplane.domain.model_directory import version_files
 from controlplane.domain.pipelines import ENSEMBLE
 from controlplane.servers.server import ManagedServer
 from controlplane.triton.embedded.backend_directory import backend_names
-from controlplane.triton.model_directory import MODEL_FILES
+from controlplane.triton.model_directory import AOTINDUCTOR, MODEL_FILES
 
 
 def missing_for(manifest: Manifest, server: ManagedServer) -> str:
@@ -24,7 +24,7 @@ def missing_for(manifest: Manifest, server: ManagedServer) -> str:
             f"the version needs the backend {manifest.backend!r}, and the embedded server {server.name!r} has only "
             f"{', '.join(sorted(present))}; add a server that has it (CONTROLPLANE_TRITON__SERVERS)"
         )
-    if manifest.config.get("platform") == "torch_aoti":
+    if manifest.config.get("platform") == AOTINDUCTOR:
         return (
             f"the version is an AOTInductor package (platform torch_aoti), which the embedded server {server.name!r} "
             "does not run; add a server that does (CONTROLPLANE_TRITON__SERVERS)"

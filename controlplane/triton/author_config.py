@@ -15,7 +15,7 @@ from controlplane.domain.model_directory import shared_files
 from controlplane.domain.pipelines import ENSEMBLE, with_members
 from controlplane.errors import InvalidConfigError
 from controlplane.triton.instance_groups import KINDS
-from controlplane.triton.model_directory import MODEL_FILES
+from controlplane.triton.model_directory import default_file
 
 FILES_PARAMETER = "tcp_files"
 """Parameter with the digest of the files beside the version folders.
@@ -34,7 +34,7 @@ def author_config(manifest: Manifest, settings: DeploymentSettings) -> dict[str,
     """
     assert manifest.config is not None
     config: dict[str, Any] = copy.deepcopy(manifest.config)
-    if default := MODEL_FILES.get(manifest.backend):
+    if default := default_file(config, manifest.backend):
         config.setdefault("default_model_filename", default)
     config["max_batch_size"] = _max_batch_size(config, settings)
     _check_scheduler(config, settings)

@@ -18,10 +18,12 @@ from controlplane.triton.config_json import RESERVED_PARAMETERS, ModelConfig, me
 MAX_CONFIG_BYTES = 1 << 20
 ENVIRONMENT_PARAMETER = "EXECUTION_ENV_PATH"
 _MODEL_FOLDER = "$$TRITON_MODEL_DIRECTORY/"
+AOTINDUCTOR = "torch_aoti"
+"""Platform of programs that AOTInductor compiled."""
 _PLATFORMS = {
     "onnxruntime_onnx": "onnxruntime",
     "pytorch_libtorch": "pytorch",
-    "torch_aoti": "pytorch",
+    AOTINDUCTOR: "pytorch",
     "tensorrt_plan": "tensorrt",
     "tensorflow_graphdef": "tensorflow",
     "tensorflow_savedmodel": "tensorflow",
@@ -37,7 +39,13 @@ MODEL_FILES: Mapping[str, str] = {
     "dali": "model.dali",
     "vllm": "model.json",
 }
-"""The file in a version folder that a backend loads if the configuration does not name one."""
+"""The file in a version folder that a backend loads if the configuration does not name one; see `default_file`."""
+
+_PLATFORM_FILES: Mapping[str, str] = {
+    AOTINDUCTOR: "model.pt2",
+    "tensorflow_graphdef": "model.graphdef",
+    "tensorflow_savedmodel": "model.savedmodel",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +154,11 @@ def _check_ensemble(config: dict[str, Any]) -> list[str]:
     ]
 
 
+def default_file(config: Mapping[str, Any], backend: str) -> str | None:
+    """Return the file or folder that a backend loads if the configuration names none; None if that is unknown."""
+    return _PLATFORM_FILES.get(str(config.get("platform", "")), MODEL_FILES.get(backend))
+
+
 def outside_environment(config: Mapping[str, Any]) -> str:
     """Return the execution environment that a configuration names outside the model's folder; empty without one."""
     environment = str(config.get("parameters", {}).get(ENVIRONMENT_PARAMETER, {}).get("string_value", ""))
@@ -186,10 +199,11 @@ def _backend(config: Mapping[str, Any], paths: Collection[str]) -> str:
 
 def _check_model_file(config: Mapping[str, Any], backend: str, paths: Collection[str]) -> None:
     by_capability = config.get("cc_model_filenames", {}).values()
-    named = [config.get("default_model_filename") or MODEL_FILES.get(backend), *by_capability]
+    default = default_file(config, backend)
+    named = [config.get("default_model_filename") or default, *by_capability]
     for file in filter(None, named):
         path = f"{STORED_FOLDER}/{file}"
-        if by_capability and file == MODEL_FILES.get(backend):
+        if by_capability and file == default:
             continue  # only a GPU of another compute capability needs it
         if path not in paths and not any(one.startswith(f"{path}/") for one in paths):
             raise InvalidArtifactError(

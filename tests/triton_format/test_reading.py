@@ -71,6 +71,24 @@ def test_name_and_version_policy_are_not_the_authors() -> None:
 
 
 @pytest.mark.parametrize(
+    ("platform", "file", "backend"),
+    [
+        ("torch_aoti", "1/model.pt2", "pytorch"),
+        ("tensorflow_savedmodel", "1/model.savedmodel/saved_model.pb", "tensorflow"),
+        ("pytorch_libtorch", "1/model.pt", "pytorch"),
+    ],
+)
+def test_model_file_is_that_of_the_platform(platform: str, file: str, backend: str) -> None:
+    config = f'platform: "{platform}" {TENSORS}'.encode()
+    found = read({"config.pbtxt": config, file: b""})
+    assert (found.backend, found.config["platform"]) == (backend, platform)
+    files = {"config.pbtxt": config, file: b""}
+    assert file.startswith(f"1/{built(files)['default_model_filename']}")
+    with pytest.raises(InvalidArtifactError, match=f"has no {file.split('/')[1]!r}"):
+        read({"config.pbtxt": config, "1/other": b""})
+
+
+@pytest.mark.parametrize(
     ("config", "reason"),
     [
         ("input {", "line 1"),
