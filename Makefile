@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 # Tests start many interpreters. Each would compile the project again where the environment forbids to keep the result.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo up test test-slow test-long coverage lint faults bench bench-check compose-check clean
+.PHONY: demo up test test-slow test-long coverage lint faults bench bench-check compose-check dist clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 12), "Python 3.11 or 3.12 is needed; set PYTHON="'
@@ -56,6 +56,9 @@ bench: $(STAMP)  ## All benchmarks, or one: make bench NAME=rollback
 
 compose-check: $(STAMP)  ## docker-compose.yml from nothing, in a Docker of its own (root, Debian; installs docker.io)
 	$(BIN)/python -m tests.compose
+
+dist: $(STAMP)  ## Wheel and sdist into dist/, checked in fresh environments, with the demo; some minutes
+	$(BIN)/python -m tests.wheel
 
 bench-check: $(STAMP)  ## The short benchmarks against benchmarks/ceilings.toml; fails with what fell short
 	$(BIN)/python -m benchmarks.check $(NAME)
