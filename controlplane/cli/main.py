@@ -178,7 +178,7 @@ def _report(error: Exception) -> int:
         error_line(error.message)
         document = {"code": error_code(error), "message": error.message, "details": error.details}
         if not Output.printed:  # a report that shows the failure is the only document
-            Output(json_wanted=current().output == "json").result({"error": document | {"exit_code": int(code)}})
+            Output(current().output).result({"error": document | {"exit_code": int(code)}})
         return int(code)
     if isinstance(error, OSError) and error.filename:
         error_line(f"{error.filename}: {error.strerror}")

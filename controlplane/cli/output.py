@@ -1,17 +1,18 @@
-"""Printing: tables for people, JSON for programs; results go to stdout, everything else to stderr."""
+"""Printing: tables for people, documents for programs; results go to stdout, everything else to stderr."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from itertools import zip_longest
 from typing import Any, ClassVar
 
-from pydantic_core import to_json
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.control import strip_control_codes
 from rich.table import Table
 from rich.text import Text
+
+from controlplane.cli.documents import DOCUMENTS, OutputFormat, text_of
 
 _UNBOUNDED = 10_000
 _DRAWN_ROWS = 100
@@ -36,28 +37,51 @@ _STYLES = {
 class Output:
     """The output of one command.
 
+    Args:
+        form: The format that ``-o`` selects.
+        stream: Whether more documents follow, as with ``--watch``.
+
     Attributes:
-        json_wanted: Whether ``-o json`` was given: then stdout has one JSON document and nothing else.
+        json_wanted: Whether the format is one for programs: then stdout has documents and nothing else.
+        wide: Whether tables show all of their columns.
         printed: Whether this process has printed its document.
     """
 
     printed: ClassVar[bool] = False
 
-    def __init__(self, *, json_wanted: bool) -> None:
-        self.json_wanted = json_wanted
+    def __init__(self, form: OutputFormat = "table", *, stream: bool = False) -> None:
+        self._form = form
+        self._stream = stream
+        self.json_wanted = form in DOCUMENTS
+        self.wide = form == "wide"
         self._console = _console(sys.stdout)
         self.errors = _console(sys.stderr)
 
-    def result(self, document: object) -> None:
-        """Print the JSON document if JSON is requested."""
-        if self.json_wanted:
-            # Not through rich, which wraps and colours the text: a program reads this.
-            sys.stdout.write(_json(document) + "\n")
-            sys.stdout.flush()
-            Output.printed = True
+    def result(self, document: object, *, names: Iterable[str] | None = None) -> None:
+        """Print the document if the format is one for programs.
+
+        Args:
+            document: Plain values or records.
+            names: What ``-o name`` prints; default: the names found in the document.
+        """
+        if not self.json_wanted:
+            return
+        # Not through rich, which wraps and colours the text: a program reads this.
+        shown = list(names) if names is not None and self._form == "name" else document
+        text = text_of(shown, self._form, stream=self._stream)
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        if not text and document not in ([], ()):
+            sys.stderr.write("note: this output has no names; use -o json or -o yaml\n")
+        Output.printed = True
+
+    def event(self, document: object) -> None:
+        """Print one document of a stream: JSON on one line, or a document of a YAML stream."""
+        sys.stdout.write(text_of(document, self._form, stream=True))
+        sys.stdout.flush()
 
     def line(self, text: str | Text = "", *, style: str = "") -> None:
-        """Print a line for people; nothing with ``-o json``."""
+        """Print a line for people; nothing in a format for programs."""
         if not self.json_wanted:
             self._console.print(
                 text if isinstance(text, Text) else Text(text, style=style), soft_wrap=True, highlight=False
@@ -68,11 +92,29 @@ class Output:
         if not self.json_wanted:
             self.errors.print(Text(text, style=style), soft_wrap=True, highlight=False)
 
-    def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str = "") -> None:
-        """Print rows under headings, or ``empty`` if there are none."""
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[object]],
+        *,
+        empty: str = "",
+        wide: Collection[str] = (),
+    ) -> None:
+        """Print rows under headings, or ``empty`` if there are none.
+
+        Args:
+            columns: The headings.
+            rows: One value for each column.
+            empty: A note for an empty table.
+            wide: The columns that only ``-o wide`` shows.
+        """
         if self.json_wanted:
             return
-        listed = list(rows)
+        listed: list[Sequence[object]] = list(rows)
+        if wide and not self.wide:
+            kept = [place for place, column in enumerate(columns) if column not in wide]
+            columns = [columns[place] for place in kept]
+            listed = [[row[place] for place in kept] for row in listed]
         if not listed:
             self.note(empty or "nothing to show")
             return
@@ -99,7 +141,7 @@ class Output:
         self._print(table)
 
     def show(self, picture: RenderableType) -> None:
-        """Print something drawn with rich; nothing with ``-o json``."""
+        """Print something drawn with rich; nothing in a format for programs."""
         if not self.json_wanted:
             self._print(picture)
 
@@ -195,7 +237,3 @@ def _lines(value: object) -> list[str]:
     """Return the lines of a cell without control characters, as rich shows them."""
     text = strip_control_codes(value.plain if isinstance(value, Text) else _text(value))
     return [line.expandtabs() for line in text.split("\n")]
-
-
-def _json(document: object) -> str:
-    return to_json(document, indent=2, by_alias=False, inf_nan_mode="constants", fallback=str).decode()

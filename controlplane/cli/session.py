@@ -1,25 +1,29 @@
 """The options that all commands share: the address of the control plane and the form of the output.
 
 They are accepted before and after the command's name (``tritonctl -o json ps`` and ``tritonctl ps -o json``), because
-both are common. `command` adds them to a function, which gets a `Session` as its first argument in their place.
+both are common. `command` adds them to a function, which gets a `Session` as its first argument in their place. The
+help of a command shows ``--output`` of them, and ``tritonctl --help`` shows all.
 """
 
+import copy
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar, get_args, get_type_hints
 
 import typer
 
 if TYPE_CHECKING:  # slow to import: only a command that calls the API needs it
+    from controlplane.cli.documents import OutputFormat
     from controlplane.cli.output import Output
     from controlplane.client.http import Client
     from controlplane.settings import Settings
 
-OutputFormat = Literal["table", "json"]
+_Form = Literal["table", "wide", "json", "yaml", "name"]
 _PANEL = "Options of every command"
 Function = TypeVar("Function", bound=Callable[..., None])
 
@@ -37,8 +41,13 @@ DataDirOption = Annotated[
     ),
 ]
 OutputOption = Annotated[
-    OutputFormat | None,
-    typer.Option("--output", "-o", help="Output format: `table` (default) or `json`.", rich_help_panel=_PANEL),
+    _Form | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="`table` (default), `wide` (more columns), `json`, `yaml`, or `name`: one name a line.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 ActorOption = Annotated[
     str | None,
@@ -94,12 +103,13 @@ class Session:
 
     url: str | None = None
     data_dir: Path | None = None
-    output: OutputFormat = "table"
+    output: "OutputFormat" = "table"
     actor: str | None = None
     debug: bool = False
     api_key_file: Path | None = None
     ca_file: Path | None = None
     client_cert: Path | None = None
+    stream: bool = field(default=False, init=False)
     _flags: set[str] = field(default_factory=set, init=False, repr=False)
 
     def merge(self, given: Mapping[str, Any], context: ParameterSources) -> None:
@@ -181,7 +191,7 @@ class Session:
         """Return the output of this run."""
         from controlplane.cli.output import Output
 
-        return Output(json_wanted=self.output == "json")
+        return Output(self.output, stream=self.stream)
 
 
 def current() -> Session:
@@ -193,7 +203,14 @@ _SESSION = Session()
 
 
 def command(
-    app: typer.Typer, name: str, *, panel: str, examples: tuple[str, ...] = (), hidden: bool = False
+    app: typer.Typer,
+    name: str,
+    *,
+    panel: str,
+    examples: tuple[str, ...] = (),
+    hidden: bool = False,
+    groups: Mapping[str, tuple[str, ...]] | None = None,
+    watch: bool = False,
 ) -> Callable[[Function], Function]:
     """Register a function as a command with the common options; it gets a `Session` as its first argument.
 
@@ -201,46 +218,77 @@ def command(
         app: Where to register it.
         name: The command's name.
         panel: The heading under which ``--help`` lists it.
-        examples: Command lines shown at the end of its help.
+        examples: Command lines that its help shows, at least two.
         hidden: Whether the help omits the command; for an earlier name that still works.
+        groups: Headings in its help for the options of a long command, with the names of the function's parameters.
+        watch: Whether the command gets ``--watch``, which shows its output again and again.
     """
 
     def register(function: Function) -> Function:
         own = list(inspect.signature(function).parameters.values())[1:]
         hints = get_type_hints(function, include_extras=True)
+        for heading, names in (groups or {}).items():
+            hints |= {key: _option(hints[key], rich_help_panel=heading) for key in names}
 
         @functools.wraps(function)
         def run(*, context: typer.Context, **values: Any) -> None:
             _SESSION.merge({key: values.pop(key) for key in _COMMON}, context)
-            function(_SESSION, **values)
+            watched, interval = values.pop("watch_", False), values.pop("interval_", 0.0)
+            if watched:
+                from controlplane.cli.watching import watch as again
 
-        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[p.name]) for p in own]
+                _SESSION.stream = True
+                screen = sys.stdout.isatty() and _SESSION.output in {"table", "wide"}
+                again(lambda: function(_SESSION, **values), interval, screen=screen)
+            else:
+                function(_SESSION, **values)
+
+        added: dict[str, tuple[Any, Any]] = {
+            key: (annotation, False if key == "debug" else None) for key, annotation in _IN_COMMANDS.items()
+        }
+        if watch:
+            added |= {"watch_": (_WatchOption, False), "interval_": (_IntervalOption, 1.0)}
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters = [p.replace(kind=keyword, annotation=hints[p.name]) for p in own]
         parameters += [
-            inspect.Parameter(
-                key,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=False if key == "debug" else None,
-                annotation=annotation,
-            )
-            for key, annotation in _COMMON.items()
+            inspect.Parameter(key, keyword, default=default, annotation=annotation)
+            for key, (annotation, default) in added.items()
         ]
-        parameters.append(inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
+        parameters.append(inspect.Parameter("context", keyword, annotation=typer.Context))
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__doc__ = _reflow(function.__doc__ or "")
+        run.__doc__ = _help(function.__doc__ or "", examples)
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         del run.__wrapped__  # Typer would otherwise use the function's own signature
-        epilog = "\n\n".join(["[bold]Examples[/bold]", *(f"[dim]$[/dim] {example}" for example in examples)])
-        app.command(name, hidden=hidden, rich_help_panel=panel, epilog=epilog if examples else None)(run)
+        app.command(name, hidden=hidden, rich_help_panel=panel, epilog=_EPILOG)(run)
         return function
 
     return register
 
 
-def _reflow(text: str) -> str:
-    """Join the lines of each paragraph: the terminal's width decides where they break, not the source's."""
-    paragraphs = inspect.cleandoc(text).split("\n\n")
-    return "\n\n".join(" ".join(paragraph.split("\n")) for paragraph in paragraphs)
+def _help(text: str, examples: tuple[str, ...]) -> str:
+    """Return the help: the terminal's width decides where lines break, not the source's, and examples follow."""
+    paragraphs = [" ".join(paragraph.split("\n")) for paragraph in inspect.cleandoc(text).split("\n\n")]
+    if examples:
+        paragraphs += ["[bold]Examples[/bold]", *(f"[dim]$[/dim] {example}" for example in examples)]
+    return "\n\n".join(paragraphs)
 
+
+def _option(annotation: Any, **changes: Any) -> Any:
+    """Return the annotation of an option with other attributes."""
+    kind, option = get_args(annotation)
+    changed = copy.copy(option)
+    for key, value in changes.items():
+        setattr(changed, key, value)
+    return Annotated[kind, changed]
+
+
+_EPILOG = "Options of every command (--url, --api-key-file, …): tritonctl --help"
+_WatchOption = Annotated[
+    bool, typer.Option("--watch", "-w", help="Show it again and again, until Ctrl-C.", show_default=False)
+]
+_IntervalOption = Annotated[
+    float, typer.Option("--interval", min=0.1, help="With --watch: seconds between two updates.")
+]
 
 _COMMON: dict[str, Any] = {
     "url": UrlOption,
@@ -252,3 +300,4 @@ _COMMON: dict[str, Any] = {
     "ca_file": CaFileOption,
     "client_cert": ClientCertOption,
 }
+_IN_COMMANDS = {key: one if key == "output" else _option(one, hidden=True) for key, one in _COMMON.items()}

@@ -38,7 +38,7 @@ def _longer(path: Path) -> None:
 
 
 def push(api: Api, path: Path, journal: Path, change: Callable[[Path], None]) -> str:
-    out = Output(json_wanted=False)
+    out = Output()
     with Client(api.url) as client, Bar(out) as bar:
         files = fingerprint(path, bar)
         change(path)

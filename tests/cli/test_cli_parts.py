@@ -213,7 +213,7 @@ def test_large_table_has_the_same_text_as_a_drawn_one(
     shown = []
     for limit in (1000, 0):
         monkeypatch.setattr("controlplane.cli.output._DRAWN_ROWS", limit)
-        Output(json_wanted=False).table(columns, rows)
+        Output().table(columns, rows)
         shown.append(capsys.readouterr().out)
     assert shown[0] == shown[1]
 
@@ -226,7 +226,7 @@ def test_json_result_is_indented_and_keeps_every_value(capsys: pytest.CaptureFix
         "many": [1, 2.5, 1e-9, float("inf"), True],
         "deep": {"a": []},
     }
-    Output(json_wanted=True).result([document])
+    Output("json").result([document])
     text = capsys.readouterr().out
     assert json.loads(text) == [document]
     assert text.startswith('[\n  {\n    "name": "ü",\n')

@@ -26,5 +26,5 @@ def test_fsck_summary_uses_singular_and_plural(count: int, expected: str, capsys
         bytes_read=0,
         findings=(),
     )
-    show(Output(json_wanted=False), report.model_dump(mode="json"))
+    show(Output(), report.model_dump(mode="json"))
     assert capsys.readouterr().out.splitlines()[0].startswith(f"{expected}; ")

@@ -11,7 +11,15 @@ from controlplane.cli.session import Session, command
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this group."""
-    command(app, "adopt", panel="Publish and convert", examples=("tritonctl adopt resnet ./model_repository",))(adopt)
+    command(
+        app,
+        "adopt",
+        panel="Publish and convert",
+        examples=(
+            "tritonctl adopt resnet ./model_repository",
+            "tritonctl adopt resnet ./model_repository -o json",
+        ),
+    )(adopt)
 
 
 def adopt(

@@ -22,6 +22,31 @@ from controlplane.cli.commands.push import (
 )
 from controlplane.cli.session import Session, command
 
+_GROUPS = {
+    "Tensors and samples": (
+        "input_",
+        "output_spec",
+        "batched",
+        "dynamic",
+        "samples",
+        "sample_count",
+        "seed",
+    ),
+    "PyTorch": (
+        "factory",
+        "method",
+        "trust",
+    ),
+    "ONNX": ("opset",),
+    "Published version": (
+        "name",
+        "label",
+        "metric",
+        "alias",
+        "reason",
+    ),
+}
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this group."""
@@ -37,6 +62,7 @@ def register(app: typer.Typer) -> None:
             "tritonctl convert mlflow://models:/churn/3 --to onnx --name churn",
             'tritonctl convert net.safetensors --to onnx --factory mynets:build --trust --input "x:FP32\\[-1,16]"',
         ),
+        groups=_GROUPS,
     )(convert)
     command(
         app,

@@ -149,8 +149,9 @@ def get(
         found = existing(client, wanted, name)
     if name is not None and not found:
         raise NotFoundError(f"there is no {wanted} {name!r}")
-    out.result(found)
-    if not out.json_wanted and found:
+    if session.output in {"json", "name"}:
+        out.result(found)
+    elif found:
         typer.echo(as_yaml(found), nl=False)
 
 

@@ -9,7 +9,7 @@ from controlplane.cli.session import Session, command
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    command(app, "demo", panel="Run", examples=("tritonctl demo",))(demo)
+    command(app, "demo", panel="Run", examples=("tritonctl demo", "tritonctl demo --keep"))(demo)
 
 
 def demo(

@@ -54,6 +54,17 @@ PriorityOption = Annotated[
     ),
 ]
 
+_GROUPS = {
+    "Resources": (
+        *("instances", "kind", "gpu", "gpu_count", "gpu_product", "gpu_memory", "max_batch_size", "queue_delay"),
+        "parameter",
+    ),
+    "Memory": ("mode", "keep_alive", "priority", "update_strategy", "bake"),
+    "Replicas": ("replicas", "max_replicas", "target_queue", "on"),
+    "Rollout": ("strategy", "steps", "auto_rollback", "warmup", "max_latency_ratio", "max_memory_ratio"),
+    "Objectives": ("p99", "failures"),
+}
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -72,6 +83,7 @@ def register(app: typer.Typer) -> None:
             "tritonctl deploy resnet --p99-ms 50 --max-failures 1",
             'tritonctl deploy resnet --set \'{"dynamic_batching": {"max_queue_delay_microseconds": 500}}\'',
         ),
+        groups=_GROUPS,
     )(deploy)
 
 

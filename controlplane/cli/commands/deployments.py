@@ -31,12 +31,23 @@ def register(app: typer.Typer) -> None:
         panel=PANEL,
         examples=('tritonctl rollback resnet --reason "too slow"', "tritonctl rollback resnet --to 3"),
     )(rollback)
-    command(app, "undeploy", panel=PANEL, examples=("tritonctl undeploy resnet",))(undeploy)
+    command(
+        app,
+        "undeploy",
+        panel=PANEL,
+        examples=("tritonctl undeploy resnet", 'tritonctl undeploy resnet --reason "no longer used"'),
+    )(undeploy)
     command(app, "load", panel=PANEL, examples=("tritonctl load resnet", "tritonctl load resnet --timeout 60"))(load)
-    command(app, "unload", panel=PANEL, examples=("tritonctl unload resnet",))(unload)
-    command(app, "ps", panel=PANEL, examples=("tritonctl ps", "tritonctl ps --phase Failed", "tritonctl ps -o json"))(
-        ps
+    command(app, "unload", panel=PANEL, examples=("tritonctl unload resnet", "tritonctl unload resnet --no-wait"))(
+        unload
     )
+    command(
+        app,
+        "ps",
+        panel=PANEL,
+        examples=("tritonctl ps", "tritonctl ps --phase Failed --watch", "tritonctl ps -o wide"),
+        watch=True,
+    )(ps)
     command(
         app,
         "wait",
@@ -48,7 +59,9 @@ def register(app: typer.Typer) -> None:
             "tritonctl wait resnet --for=unloaded",
         ),
     )(wait)
-    command(app, "health", panel=PANEL, examples=("tritonctl health resnet", "tritonctl health resnet -o json"))(health)
+    command(
+        app, "health", panel=PANEL, examples=("tritonctl health resnet", "tritonctl health resnet --watch"), watch=True
+    )(health)
 
 
 def rollback(

@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
         "devices",
         panel=PANEL,
         examples=("tritonctl devices", "tritonctl devices -o json | jq '.[].devices[] | {name, used_bytes}'"),
+        watch=True,
     )(devices)
 
 
@@ -55,6 +56,7 @@ def devices(
             for device in one.devices
         ),
         empty="no server reports its devices",
+        wide=("budget", "temp", "power"),
     )
     for one in found:
         if one.error:

@@ -27,9 +27,14 @@ def register(main: typer.Typer) -> None:
             "tritonctl keys create app --scope infer --model resnet --rate 200 --burst 50",
         ),
     )(create)
-    command(app, "list", panel=PANEL, examples=("tritonctl keys list",))(list_keys)
-    command(app, "show", panel=PANEL, examples=("tritonctl keys show ci",))(show)
-    command(app, "revoke", panel=PANEL, examples=("tritonctl keys revoke ci",))(revoke)
+    command(app, "list", panel=PANEL, examples=("tritonctl keys list", "tritonctl keys list -o name"))(list_keys)
+    command(app, "show", panel=PANEL, examples=("tritonctl keys show ci", "tritonctl keys show ci -o json"))(show)
+    command(
+        app,
+        "revoke",
+        panel=PANEL,
+        examples=("tritonctl keys revoke ci", "tritonctl keys revoke ci --data-dir ./models"),
+    )(revoke)
     main.add_typer(app, name="keys", rich_help_panel=PANEL)
 
 

@@ -68,6 +68,51 @@ ConfigOption = Annotated[
     ),
 ]
 
+_UP_GROUPS = {
+    "Store": (
+        "store",
+        "endpoint",
+    ),
+    "Ports": (
+        "port",
+        "host",
+        "http_port",
+        "grpc_port",
+        "metrics_port",
+        "gateway_http_port",
+        "gateway_grpc_port",
+    ),
+    "Access": (
+        "tls_cert",
+        "tls_key",
+        "tls_client_ca",
+        "insecure",
+    ),
+    "Log": (
+        "log_level",
+        "log_format",
+    ),
+}
+
+_SERVE_GROUPS = {
+    "Store and servers": (
+        "store",
+        "endpoint",
+        "region",
+        "triton",
+    ),
+    "Access": (
+        "tls_cert",
+        "tls_key",
+        "tls_client_ca",
+        "insecure",
+    ),
+    "Log": (
+        "log_level",
+        "log_format",
+    ),
+}
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this group."""
@@ -81,8 +126,9 @@ def register(app: typer.Typer) -> None:
             "tritonctl up --data-dir ./models --port 0 --detach",
             "tritonctl up --host 0.0.0.0 --tls-cert server.pem --tls-key server.key",
         ),
+        groups=_UP_GROUPS,
     )(up)
-    command(app, "down", panel=PANEL, examples=("tritonctl down",))(down)
+    command(app, "down", panel=PANEL, examples=("tritonctl down", "tritonctl down --data-dir ./models"))(down)
     command(
         app,
         "serve",
@@ -90,7 +136,9 @@ def register(app: typer.Typer) -> None:
         examples=(
             "tritonctl serve --store s3://models/prod --endpoint http://minio:9000 "
             "--triton gpu0=triton:8001,http://triton:8000,http://triton:8002/metrics,/models",
+            "tritonctl serve --config controlplane.toml --log-format json",
         ),
+        groups=_SERVE_GROUPS,
     )(serve)
 
 

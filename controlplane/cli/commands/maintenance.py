@@ -12,7 +12,7 @@ PANEL = "Operate"
 def register(app: typer.Typer) -> None:
     """Add the commands of this group."""
     command(app, "gc", panel=PANEL, examples=("tritonctl gc --dry-run", "tritonctl gc --grace-seconds 0"))(gc)
-    command(app, "version", panel=PANEL, examples=("tritonctl version -o json",))(version)
+    command(app, "version", panel=PANEL, examples=("tritonctl version", "tritonctl version -o json"))(version)
 
 
 def gc(

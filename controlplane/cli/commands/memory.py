@@ -35,10 +35,13 @@ def register(app: typer.Typer) -> None:
         "memory",
         panel=PANEL,
         examples=("tritonctl memory", "tritonctl memory -o json | jq '.[].devices[] | {device, free_bytes}'"),
+        watch=True,
     )(memory)
     command(app, "top", panel=PANEL, examples=("tritonctl top", "tritonctl top --sort rate --interval 0.5"))(top)
-    command(app, "explain", panel=PANEL, examples=("tritonctl explain resnet",))(why)
-    command(app, "why", panel=PANEL, examples=("tritonctl why resnet",), hidden=True)(why)  # the earlier name
+    command(app, "explain", panel=PANEL, examples=("tritonctl explain resnet", "tritonctl explain resnet -o json"))(why)
+    command(app, "why", panel=PANEL, examples=("tritonctl why resnet", "tritonctl why resnet -o json"), hidden=True)(
+        why
+    )
     command(
         app,
         "hold",

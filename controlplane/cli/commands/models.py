@@ -34,8 +34,14 @@ TargetOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this group."""
-    command(app, "models", panel=PANEL, examples=("tritonctl models", "tritonctl models -o json"))(models)
-    command(app, "versions", panel=PANEL, examples=("tritonctl versions resnet",))(versions)
+    command(app, "models", panel=PANEL, examples=("tritonctl models", "tritonctl models -o name"), watch=True)(models)
+    command(
+        app,
+        "versions",
+        panel=PANEL,
+        examples=("tritonctl versions resnet", "tritonctl versions resnet -o wide"),
+        watch=True,
+    )(versions)
     command(app, "show", panel=PANEL, examples=("tritonctl show resnet:7", "tritonctl show resnet --target 26.08"))(
         show
     )
@@ -79,6 +85,7 @@ def models(session: Session) -> None:
             for live in [[version for version in model.versions if not version.deleted]]
         ),
         empty="no models yet; publish one with `tritonctl push PATH`",
+        wide=("servable",),
     )
 
 
@@ -92,7 +99,7 @@ def versions(session: Session, name: ModelArgument) -> None:
     with session.client() as client:
         model = client.fetch(Model, f"/v1/models/{segment(name)}")
         found = [client.read(Version, item) for item in client.items(f"/v1/models/{segment(name)}/versions")]
-    out.result(found)
+    out.result(found, names=[f"{name}:{version.number}" for version in found])
     by_number: dict[int, list[str]] = {}
     for alias_name, number in model.aliases.items():
         by_number.setdefault(number, []).append(alias_name)
@@ -111,6 +118,7 @@ def versions(session: Session, name: ModelArgument) -> None:
             for version in sorted(found, key=lambda entry: entry.number, reverse=True)
         ),
         empty=f"{name} has no versions",
+        wide=("by",),
     )
 
 

@@ -53,7 +53,7 @@ def metrics(
             return client.fetch(Metrics, f"{deployment_path(name)}/metrics", window=window)
 
         if watch:
-            live(read, interval=interval, lines=out.json_wanted or not sys.stdout.isatty(), json_wanted=out.json_wanted)
+            live(read, out, interval=interval, lines=out.json_wanted or not sys.stdout.isatty())
             return
         found = read()
     out.result(json.loads(found.model_dump_json()))

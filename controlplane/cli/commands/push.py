@@ -68,6 +68,34 @@ TrustOption = Annotated[
     ),
 ]
 
+_GROUPS = {
+    "Tensors and samples": (
+        "input_",
+        "output_spec",
+        "batched",
+        "samples",
+        "sample_count",
+        "seed",
+        "golden",
+    ),
+    "Published version": (
+        "number",
+        "label",
+        "metric",
+        "alias",
+        "reason",
+        "depends_on",
+        "sign_key",
+        "force",
+    ),
+    "Files": (
+        "format_",
+        "version",
+        "direct",
+        "trust",
+    ),
+}
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this group."""
@@ -86,6 +114,7 @@ def register(app: typer.Typer) -> None:
             "tritonctl push resnet resnet50.onnx --sign-key release.pem",
             "tritonctl push vad mlflow://models:/vad@champion",
         ),
+        groups=_GROUPS,
     )(push)
 
 

@@ -21,20 +21,36 @@ ReferenceArgument = Annotated[
 
 def register(main: typer.Typer) -> None:
     """Add the commands of this group."""
-    command(app, "list", panel=PANEL, examples=("tritonctl samples list tokenizer",))(list_samples)
+    command(
+        app,
+        "list",
+        panel=PANEL,
+        examples=("tritonctl samples list tokenizer", "tritonctl samples list tokenizer:3 -o json"),
+    )(list_samples)
     command(
         app,
         "add",
         panel=PANEL,
-        examples=("tritonctl samples add tokenizer --inputs request.npz --inputs other.json",),
+        examples=(
+            "tritonctl samples add tokenizer --inputs request.npz --inputs other.json",
+            "tritonctl samples add tokenizer:3 --inputs request.npz -o json",
+        ),
     )(add)
     command(
         app,
         "record",
         panel=PANEL,
-        examples=("tritonctl samples record tokenizer --count 20 --seconds 120",),
+        examples=(
+            "tritonctl samples record tokenizer --count 20 --seconds 120",
+            "tritonctl samples record tokenizer -o json",
+        ),
     )(record)
-    command(app, "rm", panel=PANEL, examples=("tritonctl samples rm tokenizer:3 3f2c91ab",))(remove)
+    command(
+        app,
+        "rm",
+        panel=PANEL,
+        examples=("tritonctl samples rm tokenizer:3 3f2c91ab", "tritonctl samples rm tokenizer:3 3f2c91ab -o json"),
+    )(remove)
     main.add_typer(app, name="samples", rich_help_panel=PANEL)
 
 

@@ -12,11 +12,19 @@ PANEL = "Operate"
 def register(app: typer.Typer) -> None:
     """Add the commands of this group."""
     command(
-        app, "servers", panel=PANEL, examples=("tritonctl servers", "tritonctl servers -o json | jq -r .[0].grpc_url")
+        app,
+        "servers",
+        panel=PANEL,
+        examples=("tritonctl servers --watch", "tritonctl servers -o json | jq -r .[0].grpc_url"),
+        watch=True,
     )(servers)
-    command(app, "gateway", panel=PANEL, examples=("tritonctl gateway", "tritonctl gateway -o json | jq -r .http_url"))(
-        gateway
-    )
+    command(
+        app,
+        "gateway",
+        panel=PANEL,
+        examples=("tritonctl gateway", "tritonctl gateway -o json | jq -r .http_url"),
+        watch=True,
+    )(gateway)
     command(
         app,
         "events",
@@ -53,6 +61,7 @@ def servers(session: Session) -> None:
             for server in found
         ),
         empty="this control plane has no Triton servers",
+        wide=("http", "metrics", "triton"),
     )
     for server in found:
         for advisory in server.advisories:
@@ -140,17 +149,15 @@ def events(
 
 
 def _print(session: Session, event: object) -> None:
-    import sys
-
     from rich.text import Text
 
     from controlplane.domain.states import Event
 
     assert isinstance(event, Event)
-    if session.output == "json":
-        sys.stdout.write(event.model_dump_json() + "\n")
-        sys.stdout.flush()
+    out = session.out()
+    if out.json_wanted:
+        out.event(event)
         return
     style = "yellow" if event.type == "Warning" else ""
     when = event.at.astimezone().strftime("%H:%M:%S")
-    session.out().line(Text(f"{when}  {event.reason:<20}  {event.subject:<20}  {event.message}", style=style))
+    out.line(Text(f"{when}  {event.reason:<20}  {event.subject:<20}  {event.message}", style=style))

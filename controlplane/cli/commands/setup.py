@@ -7,7 +7,7 @@ from controlplane.cli.session import Session, command
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    command(app, "setup", panel="Run", examples=("tritonctl setup",))(setup)
+    command(app, "setup", panel="Run", examples=("tritonctl setup", "tritonctl setup -o json"))(setup)
 
 
 def setup(session: Session) -> None:

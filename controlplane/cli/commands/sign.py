@@ -13,7 +13,15 @@ PANEL = "Publish and convert"
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this group."""
-    command(app, "sign", panel=PANEL, examples=("tritonctl sign resnet:7 --key release.pem",))(sign)
+    command(
+        app,
+        "sign",
+        panel=PANEL,
+        examples=(
+            "tritonctl sign resnet:7 --key release.pem",
+            "tritonctl sign resnet@champion --key release.pem -o json",
+        ),
+    )(sign)
     command(
         app,
         "verify",

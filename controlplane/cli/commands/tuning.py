@@ -9,6 +9,30 @@ from controlplane.cli.commands.deployments import PANEL, DeployedArgument
 from controlplane.cli.commands.push import ReasonOption
 from controlplane.cli.session import Session, command
 
+_GROUPS = {
+    "Goal": (
+        "objective",
+        "max_p99",
+        "min_throughput",
+        "memory_limit",
+    ),
+    "Measurement": (
+        "clients",
+        "rows",
+        "server",
+        "window",
+        "time_limit",
+        "settings",
+    ),
+    "Values to try": (
+        "instances",
+        "max_batch_size",
+        "queue_delay",
+        "preferred",
+        "threads",
+    ),
+}
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this group."""
@@ -22,6 +46,7 @@ def register(app: typer.Typer) -> None:
             "tritonctl tune resnet --objective p99 --min-throughput 200 --clients 8 --time-limit 120",
             "tritonctl tune resnet --instances 1 --instances 2 --queue-delay-us 0 --queue-delay-us 500",
         ),
+        groups=_GROUPS,
     )(tune)
 
 

@@ -7,6 +7,14 @@ from typing import Protocol
 from controlplane.cli.output import Output, ago, size, span
 from controlplane.client.rows import DeploymentRow
 
+_COLUMNS = (
+    *("model", "desired", "phase", "active", "loaded", "memory", "mode", "used", "expires", "proof", "since"),
+    "message",
+)
+_WIDE = ("loaded", "expires", "proof", "since", "message")
+_QUIET = ("Ready", "Unloaded")
+"""Phases whose message is shown with ``-o wide`` only; the others are printed below the table."""
+
 
 class _Proof(Protocol):
     @property
@@ -33,28 +41,20 @@ def show_deployments(out: Output, deployments: Sequence[DeploymentRow], *, filte
         filtered: Whether a filter may have excluded deployments.
     """
     out.table(
-        (
-            "model",
-            "desired",
-            "phase",
-            "active",
-            "loaded",
-            "memory",
-            "mode",
-            "used",
-            "expires",
-            "proof",
-            "since",
-            "message",
-        ),
-        ((*_summary(one), ago(one.at), _message(one)) for one in deployments),
+        _COLUMNS,
+        (_row(one) for one in deployments),
         empty="no deployment matches"
         if filtered
         else "nothing is deployed; deploy a version with `tritonctl deploy NAME --wait`",
+        wide=_WIDE,
     )
+    if not out.wide:
+        for one in deployments:
+            if _message(one) and (one.status is None or one.status.phase not in _QUIET):
+                out.line(f"{one.model}: {_message(one)}")
 
 
-def _summary(deployment: DeploymentRow) -> tuple[object, ...]:
+def _row(deployment: DeploymentRow) -> tuple[object, ...]:
     status = deployment.status
     servers = status.servers if status else ()
     answers = sorted({server.serving_version for server in servers if server.serving_version is not None})
@@ -71,6 +71,8 @@ def _summary(deployment: DeploymentRow) -> tuple[object, ...]:
         ", ".join(map(str, loaded)),
         *_memory(deployment),
         proof_text(proofs[0]) if proofs else None,
+        ago(deployment.at),
+        _message(deployment),
     )
 
 

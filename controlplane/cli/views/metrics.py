@@ -1,6 +1,5 @@
 """Output of a deployment's metrics: curves, a table, its objectives."""
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -10,7 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from controlplane.cli.output import span
+from controlplane.cli.output import Output, span
 from controlplane.client.errors import ClientError, NotRunningError, WaitTimeoutError
 from controlplane.client.models import Record
 from controlplane.domain.metrics import LatencySource, ObjectiveState, Point, ServerUse, TrafficStats
@@ -66,22 +65,21 @@ def screen(found: Metrics, trouble: str = "") -> RenderableType:
     return Group(*lines)
 
 
-def live(read: Callable[[], Metrics], *, interval: float, lines: bool, json_wanted: bool) -> None:
+def live(read: Callable[[], Metrics], out: Output, *, interval: float, lines: bool) -> None:
     """Show the metrics repeatedly until Ctrl-C.
 
     Args:
         read: Reads the metrics from the control plane.
+        out: The output; with a format for programs, each reading is a document of a stream.
         interval: Seconds between two reads.
         lines: Print one after another; otherwise each replaces the previous one on the screen.
-        json_wanted: Print JSON, one document per line.
     """
     console = Console(highlight=False, emoji=False)
     found = read()
     if lines:
         while True:
-            if json_wanted:
-                sys.stdout.write(found.model_dump_json() + "\n")
-                sys.stdout.flush()
+            if out.json_wanted:
+                out.event(found)
             else:
                 console.print(screen(found))
             time.sleep(interval)
