@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 from fastapi import FastAPI
 
@@ -21,7 +22,7 @@ from controlplane.errors import InvalidInputError
 from controlplane.folders import make_folder
 from controlplane.gateway.drain.coordinator import DrainCoordinator
 from controlplane.gateway.gateway import Gateway
-from controlplane.gateway.opening import build_gateway
+from controlplane.gateway.opening import build_gateway, check_role
 from controlplane.gateway.rollout.split import TrafficSplits
 from controlplane.gpu.budgets import BudgetRules
 from controlplane.gpu.factory import embedded_devices, server_devices
@@ -71,7 +72,7 @@ from controlplane.services.validation import Validation
 from controlplane.services.versions import Versions
 from controlplane.services.workers import Workers
 from controlplane.services.workspace import Workspace
-from controlplane.settings import Settings
+from controlplane.settings import Settings, TritonServerSettings
 from controlplane.storage.base import ObjectStore
 from controlplane.storage.clock import StoreClock
 from controlplane.storage.factory import local_folders, open_lease_store, open_store
@@ -113,7 +114,10 @@ class ControlPlane:
         self._splits = TrafficSplits()
         self._sandbox = UNCONFINED
         self.gateway: Gateway | None = None
-        self.fastapi: FastAPI = create_application(self._metrics, limits, self._lifespan)
+        self._gateway_only = settings.role == "gateway"
+        self.fastapi: FastAPI = create_application(
+            self._metrics, limits, self._lifespan, health_only=self._gateway_only
+        )
 
     @property
     def services(self) -> Services:
@@ -161,6 +165,11 @@ class ControlPlane:
                 return  # an unreachable or slow server must not delay the start
             await asyncio.sleep(0.01)
 
+    async def finish(self) -> None:
+        """Finish the requests in flight if this process is only a gateway; others stop with the requests in flight."""
+        if self._gateway_only and self.gateway is not None and self._stack is not None:
+            await self.gateway.finish()
+
     async def stop(self) -> None:
         """Stop the reconciler, running operations and the embedded Triton with all its processes."""
         stack, self._stack = self._stack, None
@@ -169,6 +178,7 @@ class ControlPlane:
 
     async def _start(self, stack: AsyncExitStack) -> None:
         settings = self.settings
+        check_role(settings)
         if settings.tracing.otlp_endpoint:
             turn_off = tracing.turn_on(settings.tracing.otlp_endpoint)
             stack.push_async_callback(asyncio.to_thread, turn_off)
@@ -176,7 +186,8 @@ class ControlPlane:
         asyncio.get_running_loop().set_default_executor(threads)
         make_folder(settings.data_dir, "the data folder", private=True)
         hidden = (settings.data_dir, *local_folders(settings.store))
-        self._sandbox = await asyncio.to_thread(choose_sandbox, settings.sandbox, *hidden)
+        if not self._gateway_only:
+            self._sandbox = await asyncio.to_thread(choose_sandbox, settings.sandbox, *hidden)
         store: ObjectStore = await asyncio.to_thread(open_store, settings.store, settings.data_dir)
         stack.push_async_callback(asyncio.to_thread, store.close)
         await asyncio.to_thread(check_store, store)
@@ -208,6 +219,7 @@ class ControlPlane:
             placement=settings.placement,
             lease_store=MeteredStore(lease_store, self._metrics.store.observe),
             clock=registry.clock.peek,
+            may_lead=not self._gateway_only,
         )
         limits = RateLimits(settings.auth.rate_per_second, settings.auth.burst)
         access = GatewayAccess(keys, limits, limited=settings.auth.rate_per_second > 0)
@@ -215,9 +227,10 @@ class ControlPlane:
         if self.gateway is not None:
             keys.check_host(settings.gateway.host)
         services = self._build_services(stack, registry, reconciler, servers, keys, limits)
-        await services.operations.recover()
+        if not self._gateway_only:
+            await services.operations.recover()
         self.fastapi.state.services = services
-        self._metrics.watch(services, reconciler)
+        self._metrics.watch(services, reconciler, gateway_only=self._gateway_only)
         # Before the first observation of a server: a model observed before the gateway is registered could be unloaded
         # without an announcement to this gateway.
         peers = DrainCoordinator(
@@ -240,14 +253,16 @@ class ControlPlane:
         if self.gateway is not None:
             await self.gateway.start()
             stack.push_async_callback(self.gateway.stop)
-        await services.monitoring.start()
-        stack.push_async_callback(services.monitoring.stop)
-        await services.scrubbing.start()
-        stack.push_async_callback(services.scrubbing.stop)
-        await services.tunings.open()
-        stack.push_async_callback(services.tunings.close)
-        stack.push_async_callback(services.operations.stop)
-        logger.info("control plane %s uses the store %s", version(), store.url)
+        if not self._gateway_only:
+            await services.monitoring.start()
+            stack.push_async_callback(services.monitoring.stop)
+            await services.scrubbing.start()
+            stack.push_async_callback(services.scrubbing.stop)
+            await services.tunings.open()
+            stack.push_async_callback(services.tunings.close)
+            stack.push_async_callback(services.operations.stop)
+        what = "gateway" if self._gateway_only else "control plane"
+        logger.info("%s %s uses the store %s", what, version(), store.url)
 
     async def _start_servers(self, stack: AsyncExitStack, checked: CheckedFiles) -> list[ManagedServer]:
         settings = self.settings.triton
@@ -300,12 +315,11 @@ class ControlPlane:
             page = self._page(stack, server.metrics_url)
             devices = server_devices(server, page, settings.request_timeout_seconds)
             stack.callback(devices.close)
-            make_folder(server.repository, f"the model repository of server {server.name!r}")
             servers.append(
                 ManagedServer(
                     server.name,
                     client,
-                    ModelRepository(server.repository, checked),
+                    ModelRepository(self._repository_of(server), checked),
                     None,
                     server.http_url,
                     page,
@@ -317,6 +331,19 @@ class ControlPlane:
                 )
             )
         return servers
+
+    def _repository_of(self, server: TritonServerSettings) -> Path:
+        """Return the model repository of a server; a gateway has none, and does not need one to observe the server."""
+        if self._gateway_only:
+            return self.settings.data_dir / "no-repositories" / server.name
+        if server.repository is None:
+            raise InvalidInputError(
+                f"the Triton server {server.name!r} has no model repository; set `repository` to its path in this "
+                "process",
+                server=server.name,
+            )
+        make_folder(server.repository, f"the model repository of server {server.name!r}")
+        return server.repository
 
     def _page(self, stack: AsyncExitStack, url: str) -> MetricsScraper | None:
         """Return a server's metrics page, shared by readers with different intervals."""

@@ -102,6 +102,7 @@ async def _serve(settings: Settings, ready_file: Path, on_ready: Callable[[dict[
                 rewriting.cancel()
                 ready_file.unlink(missing_ok=True)  # noqa: ASYNC240 - the last thing this loop does
                 remove_local_key(settings.data_dir)
+                await plane.finish()
                 server.should_exit = True
                 await serving
         finally:

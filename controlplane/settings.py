@@ -82,7 +82,11 @@ class TritonServerSettings(_Group):
         description="Key that the server requires for model control: KEY of its option "
         "--grpc-restricted-protocol=model-repository:tritonctl-key=KEY.",
     )
-    repository: Path = Field(description="Path of its model repository in this process (a shared folder or volume).")
+    repository: Path | None = Field(
+        default=None,
+        description="Path of its model repository in this process (a shared folder or volume); required, except for "
+        "the role gateway.",
+    )
     image: str = Field(
         default="",
         pattern=r"^(\d\d\.(0[1-9]|1[0-2])|other)?$",
@@ -436,6 +440,12 @@ class GatewaySettings(_Group):
     drain_timeout_seconds: float = Field(
         default=10.0, ge=0, description="Maximum time that an unload waits for requests in flight."
     )
+    shutdown_timeout_seconds: float = Field(
+        default=25.0,
+        ge=0,
+        description="Role gateway: maximum time that the process finishes requests in flight after SIGTERM; shorter "
+        "than the time after which the engine kills it (Kubernetes: terminationGracePeriodSeconds, 30).",
+    )
     sequence_timeout_seconds: float = Field(
         default=60.0,
         ge=0,
@@ -497,6 +507,11 @@ class Settings(BaseSettings):
         nested_model_default_partial_update=True,
     )
 
+    role: Literal["all", "gateway"] = Field(
+        default="all",
+        description="all: the API, the control loop and, if enabled, a gateway; gateway: only a gateway, which never "
+        "becomes the leader (`tritonctl gateway serve`).",
+    )
     data_dir: Path = Field(default=DATA_DIR, description="Folder for local state.")
     log_level: LogLevel = Field(default="info", description="Log level.")
     log_levels: dict[str, LogLevel] = Field(

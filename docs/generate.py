@@ -212,6 +212,8 @@ def commands() -> Iterator[tuple[tuple[str, ...], Any]]:
 
 def _walk(names: tuple[str, ...], command: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
     if hasattr(command, "commands"):
+        if command.invoke_without_command:
+            yield names, command
         for name, inner in sorted(command.commands.items()):
             yield from _walk((*names, name), inner)
     elif not command.hidden:

@@ -80,13 +80,16 @@ _TAGS = [
 ]
 
 
-def create_application(metrics: Metrics, limits: BodyLimits, lifespan: Lifespan | None = None) -> FastAPI:
+def create_application(
+    metrics: Metrics, limits: BodyLimits, lifespan: Lifespan | None = None, *, health_only: bool = False
+) -> FastAPI:
     """Return the application; ``app.state.services`` is set before it serves.
 
     Args:
         metrics: Counts the requests.
         limits: Maximum sizes of bodies.
         lifespan: Starts and stops the services that the application needs.
+        health_only: Whether it has only the routes for orchestrators and Prometheus.
     """
     app = FastAPI(
         title="Triton control plane",
@@ -96,6 +99,7 @@ def create_application(metrics: Metrics, limits: BodyLimits, lifespan: Lifespan 
         openapi_tags=_TAGS,
         lifespan=lifespan,
         redirect_slashes=False,
+        openapi_url=None if health_only else "/openapi.json",
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(refuse_unknown)])
@@ -120,7 +124,8 @@ def create_application(metrics: Metrics, limits: BodyLimits, lifespan: Lifespan 
         monitoring.router,
     ):
         v1.include_router(router)
-    app.include_router(v1)
+    if not health_only:
+        app.include_router(v1)
     app.include_router(system.health_router)
 
     async def metrics_text() -> Response:

@@ -44,6 +44,8 @@ def add_links(document: dict[str, Any]) -> None:
         if isinstance(operation, dict) and "operationId" in operation
     }
     for (source, status), targets in _LINKS.items():
+        if source not in operations:
+            continue  # an application with only the routes for orchestrators
         answer = operations[source]["responses"].get(status)
         if answer is not None:
             answer["links"] = {

@@ -204,7 +204,7 @@ _SESSION = Session()
 
 def command(
     app: typer.Typer,
-    name: str,
+    name: str | None,
     *,
     panel: str,
     examples: tuple[str, ...] = (),
@@ -216,7 +216,7 @@ def command(
 
     Args:
         app: Where to register it.
-        name: The command's name.
+        name: The command's name; None: what a group of commands does without a subcommand.
         panel: The heading under which ``--help`` lists it.
         examples: Command lines that its help shows, at least two.
         hidden: Whether the help omits the command; for an earlier name that still works.
@@ -233,6 +233,8 @@ def command(
         @functools.wraps(function)
         def run(*, context: typer.Context, **values: Any) -> None:
             _SESSION.merge({key: values.pop(key) for key in _COMMON}, context)
+            if context.invoked_subcommand is not None:
+                return
             watched, interval = values.pop("watch_", False), values.pop("interval_", 0.0)
             if watched:
                 from controlplane.cli.watching import watch as again
@@ -259,7 +261,10 @@ def command(
         run.__doc__ = _help(function.__doc__ or "", examples)
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         del run.__wrapped__  # Typer would otherwise use the function's own signature
-        app.command(name, hidden=hidden, rich_help_panel=panel, epilog=_EPILOG)(run)
+        if name is None:
+            app.callback(invoke_without_command=True, epilog=_EPILOG)(run)
+        else:
+            app.command(name, hidden=hidden, rich_help_panel=panel, epilog=_EPILOG)(run)
         return function
 
     return register

@@ -120,22 +120,23 @@ class Gateway:
         self._haproxy: HAProxy | None = None
         self._api: RuntimeApi | None = None
         self._listeners: dict[str, socket.socket] = {}
+        self._addresses: dict[str, str] = {}
 
     @property
     def http_url(self) -> str:
         """URL for HTTP clients."""
         scheme = "https" if self._settings.tls_certificate else "http"
-        return f"{scheme}://{_address(self._listeners['http'])}"
+        return f"{scheme}://{self._addresses['http']}"
 
     @property
     def grpc_url(self) -> str:
         """host:port for gRPC clients."""
-        return _address(self._listeners["grpc"])
+        return self._addresses["grpc"]
 
     @property
     def metrics_url(self) -> str:
         """URL of HAProxy's own metrics, without servers that are out of service."""
-        return f"http://{_address(self._listeners['metrics'])}/metrics?no-maint"
+        return f"http://{self._addresses['metrics']}/metrics?no-maint"
 
     @property
     def haproxy(self) -> HAProxy:
@@ -167,8 +168,9 @@ class Gateway:
             stack.callback(os.close, number)
             short = Path(f"/proc/self/fd/{number}")
             self._listeners, predecessor = listen(self._settings, short)
-            for listener in self._listeners.values():
+            for name, listener in self._listeners.items():
                 stack.enter_context(listener)
+                self._addresses[name] = _address(listener)
             grpc_face = GrpcProxy(self.activator, {one.name: one.client.grpc_url for one in self._servers})
             stack.push_async_callback(grpc_face.close)
             await grpc_face.start(
@@ -206,6 +208,16 @@ class Gateway:
         stack, self._stack = self._stack, None
         if stack is not None:
             await stack.aclose()
+
+    async def finish(self) -> None:
+        """Accept no more connections and wait, within the time limit, until the requests in flight are answered."""
+        for listener in self._listeners.values():
+            listener.close()
+        seconds = self._settings.shutdown_timeout_seconds
+        if not await self.haproxy.finish(seconds):
+            logger.warning(
+                "requests were still in flight after %g s (gateway.shutdown_timeout_seconds); they are aborted", seconds
+            )
 
     @asynccontextmanager
     async def closed(
@@ -350,6 +362,8 @@ class Gateway:
 
     async def _drained(self, server: str, model: str, slot: int | None) -> None:
         await self._open_routes.wait_idle(server, model)
+        if self._haproxy is not None and self._haproxy.finishing:
+            await self._haproxy.wait_finished()
         pause = _DRAIN_SECONDS
         while slot is not None and self._ready:
             with suppress(GatewayError):  # HAProxy died, and with it the requests in flight

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 
-from controlplane.errors import GatewayError
+from controlplane.errors import GatewayError, InvalidInputError
 from controlplane.gateway.auth import Access
 from controlplane.gateway.gateway import Gateway
 from controlplane.gateway.haproxy.process import find_haproxy
@@ -37,13 +37,14 @@ def build_gateway(
         GatewayError: The settings require a gateway, and HAProxy is not installed.
         InvalidInputError: A server has no HTTP address.
     """
-    wanted = settings.gateway
-    if not servers or wanted.enabled is False or (wanted.enabled is None and not settings.triton.embedded):
+    wanted, required = settings.gateway, settings.gateway.enabled or settings.role == "gateway"
+    absent = wanted.enabled is False or (wanted.enabled is None and not settings.triton.embedded)
+    if not servers or (absent and not required):
         return None
     binary = find_haproxy(wanted.haproxy)
     if binary is None:
         how = "run pip install 'triton-control-plane[gateway]', or set gateway.haproxy to its path"
-        if wanted.enabled:
+        if required:
             raise GatewayError(f"the gateway needs HAProxy 2.8 or newer: {how}")
         logger.warning("starting without a gateway, because HAProxy was not found: %s", how)
         return None
@@ -59,3 +60,21 @@ def build_gateway(
         # An embedded Triton dies with this process, and HAProxy has no use without a server.
         0.0 if settings.triton.embedded else _LINGER_FACTOR * wanted.unattended_seconds,
     )
+
+
+def check_role(settings: Settings) -> None:
+    """Ensure that the settings suit the role of this process.
+
+    Raises:
+        InvalidInputError: A process that is only a gateway has an embedded server, no server, or its gateway disabled.
+    """
+    if settings.role != "gateway":
+        return
+    if settings.gateway.enabled is False:
+        raise InvalidInputError("the role gateway runs a gateway; remove gateway.enabled, or choose another role")
+    if settings.triton.embedded:
+        raise InvalidInputError("the role gateway drives no server, so triton.embedded must be off")
+    if not settings.triton.servers:
+        raise InvalidInputError(
+            "the gateway has no Triton servers; name them with --triton NAME=GRPC,HTTP or in triton.servers"
+        )

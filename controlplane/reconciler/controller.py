@@ -108,6 +108,7 @@ class Reconciler:
         placement: Grace periods for unavailable servers, and scaling rules.
         clock: Gives the time (UTC).
         lease_store: The bucket through a client that only the lease uses; None shares the registry's client.
+        may_lead: Whether this process may become the leader; otherwise it only observes.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class Reconciler:
         placement: PlacementSettings | None = None,
         clock: Callable[[], datetime] = _utc_now,
         lease_store: ObjectStore | None = None,
+        may_lead: bool = True,
     ) -> None:
         self._settings = settings
         self._memory = memory or MemorySettings()
@@ -137,6 +139,7 @@ class Reconciler:
             seconds=settings.lease_seconds,
             on_change=lambda: self._post(LeaseChanged(self._lease.held)),
             servers=driven_servers(servers),
+            may_lead=may_lead,
         )
 
         def leading() -> bool:

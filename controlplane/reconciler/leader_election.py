@@ -111,6 +111,7 @@ class Lease:
         clock: A monotonic clock that advances while the process is stopped.
         on_change: Called in the event loop of `start` when the lease was won or lost.
         servers: The servers that this process drives while it leads, with their addresses; written into the lease.
+        may_lead: Whether this process may take the lease; otherwise it only reads who holds it.
 
     Attributes:
         trouble: Why the last request to the store failed; empty if it succeeded.
@@ -125,12 +126,14 @@ class Lease:
         clock: Callable[[], float] = boot_time,
         on_change: Callable[[], None] = lambda: None,
         servers: Mapping[str, str] | None = None,
+        may_lead: bool = True,
     ) -> None:
         self._chain = Chain(store, PREFIX, pruned=True)
         self._seconds = seconds
         self._clock = clock
         self._on_change = on_change
         self._servers = dict(servers or {})
+        self._may_lead = may_lead
         self._me = Holder.myself()
         self._known: Revision | None = None
         self._seen_at = 0.0
@@ -224,7 +227,7 @@ class Lease:
             return
         if newest is not None and (self._known is None or newest.commit_id != self._known.commit_id):
             self._known, self._seen_at = newest, self._clock()
-        if newest is not None and not self._may_follow(newest):
+        if not self._may_lead or (newest is not None and not self._may_follow(newest)):
             self._touched(began)
             return
         mine = newest is not None and newest.body.get("id") == self._me.id

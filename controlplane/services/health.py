@@ -136,7 +136,9 @@ class Health:
         ]
         if (gateway := self._gateway.address()) is not None:
             checks.append(
-                Check(name="gateway", ok=gateway.ready, message="" if gateway.ready else "HAProxy is starting")
+                Check(
+                    name="gateway", ok=gateway.ready, message="" if gateway.ready else "HAProxy is starting or stopping"
+                )
             )
         return Readiness(ready=all(check.ok for check in checks), checks=tuple(checks))
 

@@ -59,6 +59,24 @@ def test_leader_keeps_lease_until_silent_for_its_duration() -> None:
     assert not one.held
 
 
+def test_process_that_may_not_lead_never_takes_the_lease() -> None:
+    """Neither a free one nor an expired one; it learns who holds it."""
+    store, here, there = MemoryStore(), Clock(100.0), Clock(5_000_000.0)
+    gateway = Lease(store, seconds=10.0, clock=there, may_lead=False)
+    gateway.attempt()
+    assert not gateway.held
+    one = lease(store, here, "one")
+    one.attempt()
+    assert one.fencing_number == 1
+    gateway.attempt()
+    assert gateway.leader == one.leader
+    there.now += 1000.0
+    gateway.attempt()
+    assert gateway.in_touch
+    assert not gateway.held
+    assert gateway.fencing_number == 1
+
+
 def test_released_lease_is_free_at_once() -> None:
     store, clock = MemoryStore(), Clock()
     one, other = lease(store, clock, "one"), lease(store, clock, "other")

@@ -109,28 +109,30 @@ class Metrics:
         self.store = StoreMetrics(self.registry)
         self._watched: tuple[Collector, ...] = ()
         self._services: Services | None = None
+        self._gateway_only = False
 
-    def watch(self, services: Services, reconciler: Reconciler) -> None:
-        """Export the metrics of these services from now on."""
+    def watch(self, services: Services, reconciler: Reconciler, *, gateway_only: bool = False) -> None:
+        """Export the metrics of these services from now on; with ``gateway_only`` those of the gateway and the loop."""
         for collector in self._watched:
             self.registry.unregister(collector)
-        self._services = services
-        self._watched = (
-            StateMetrics(services, reconciler),
-            DeviceMetrics(services.devices),
-            MemoryMetrics(services.memory),
-            RolloutMetrics(services.rollouts),
-            MonitoringMetrics(services.monitoring),
-            LoopMetrics(reconciler),
-            GatewayMetrics(services.gateway),
-            ScrubMetrics(services.scrubbing),
-        )
+        self._services, self._gateway_only = services, gateway_only
+        self._watched = (LoopMetrics(reconciler), GatewayMetrics(services.gateway))
+        if not gateway_only:
+            self._watched += (
+                StateMetrics(services, reconciler),
+                DeviceMetrics(services.devices),
+                MemoryMetrics(services.memory),
+                RolloutMetrics(services.rollouts),
+                MonitoringMetrics(services.monitoring),
+                ScrubMetrics(services.scrubbing),
+            )
         for collector in self._watched:
             self.registry.register(collector)
 
     async def text(self) -> bytes:
         """Return all metrics in Prometheus' text format, after reading the devices again."""
         if self._services is not None:
-            await self._services.devices.all()
+            if not self._gateway_only:
+                await self._services.devices.all()
             await self._services.gateway.look()
         return generate_latest(self.registry)

@@ -26,6 +26,9 @@ EndpointOption = Annotated[
         "--endpoint", help="URL of the S3 endpoint, for example MinIO or Ceph RGW. Default: AWS.", show_default=False
     ),
 ]
+RegionOption = Annotated[
+    str | None, typer.Option("--region", help="S3 region. Default: from the AWS settings.", show_default=False)
+]
 InsecureOption = Annotated[
     bool,
     typer.Option(
@@ -208,7 +211,7 @@ def up(
     from controlplane.cli.workflows.up import run_here, start_detached
     from controlplane.settings import Settings
 
-    _use(session, config)
+    use_config(session, config)
     data_dir = session.folder()
     ensure(session.out(), session.settings(store=None, endpoint=None).triton.root)
     if detach:
@@ -237,14 +240,14 @@ def up(
     chosen: dict[str, Any] = {
         "data_dir": data_dir,
         "api": _api(port, host, tls_cert, tls_key, tls_client_ca),
-        "auth": _given(mode="off" if insecure else None),
-        "store": _given(url=store, endpoint_url=endpoint),
+        "auth": given(mode="off" if insecure else None),
+        "store": given(url=store, endpoint_url=endpoint),
         "triton": {
             "embedded": True,
-            **_given(http_port=http_port or None, grpc_port=grpc_port or None, metrics_port=metrics_port or None),
+            **given(http_port=http_port or None, grpc_port=grpc_port or None, metrics_port=metrics_port or None),
         },
         "gateway": _gateway(port, gateway_http_port, gateway_grpc_port, gateway),
-        **_given(log_level=log_level, log_format=log_format),
+        **given(log_level=log_level, log_format=log_format),
     }
     run_here(session, Settings(**chosen))
 
@@ -255,7 +258,7 @@ def _gateway(port: int | None, http_port: int | None, grpc_port: int | None, wan
     return {
         "http_port": default[0] if http_port is None else http_port,
         "grpc_port": default[1] if grpc_port is None else grpc_port,
-        **_given(enabled=wanted),
+        **given(enabled=wanted),
     }
 
 
@@ -277,9 +280,7 @@ def serve(
     host: HostOption = None,
     store: StoreOption = None,
     endpoint: EndpointOption = None,
-    region: Annotated[
-        str | None, typer.Option("--region", help="S3 region. Default: from the AWS settings.", show_default=False)
-    ] = None,
+    region: RegionOption = None,
     triton: Annotated[
         list[str] | None,
         typer.Option(
@@ -306,19 +307,19 @@ def serve(
     from controlplane.cli.workflows.up import run_here
     from controlplane.settings import Settings
 
-    _use(session, config)
+    use_config(session, config)
     chosen: dict[str, Any] = {
         "data_dir": session.folder(),
         "api": _api(port, host, tls_cert, tls_key, tls_client_ca),
-        "auth": _given(mode="off" if insecure else None),
-        "store": _given(url=store, endpoint_url=endpoint, region=region),
-        "triton": _given(servers=[_server(text) for text in triton] if triton else None),
-        **_given(log_level=log_level, log_format=log_format),
+        "auth": given(mode="off" if insecure else None),
+        "store": given(url=store, endpoint_url=endpoint, region=region),
+        "triton": given(servers=[parse_server(text) for text in triton] if triton else None),
+        **given(log_level=log_level, log_format=log_format),
     }
     run_here(session, Settings(**chosen))
 
 
-def _use(session: Session, config: Path | None) -> None:
+def use_config(session: Session, config: Path | None) -> None:
     """Make this process and those that it starts read a configuration file."""
     from controlplane.settings import read_config
 
@@ -333,28 +334,36 @@ def _use(session: Session, config: Path | None) -> None:
 def _api(
     port: int | None, host: str | None, tls_cert: Path | None, tls_key: Path | None, tls_client_ca: Path | None
 ) -> dict[str, object]:
-    tls = _given(cert_file=tls_cert, key_file=tls_key, client_ca_file=tls_client_ca)
-    return {**_given(port=port, host=host), **({"tls": tls} if tls else {})}
+    tls = given(cert_file=tls_cert, key_file=tls_key, client_ca_file=tls_client_ca)
+    return {**given(port=port, host=host), **({"tls": tls} if tls else {})}
 
 
-def _given(**values: object) -> dict[str, object]:
+def given(**values: object) -> dict[str, object]:
+    """Return the values that are not None."""
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _server(text: str) -> dict[str, object]:
+def parse_server(text: str, *, least: int = 4) -> dict[str, object]:
+    """Return the settings of a server from ``NAME=GRPC,HTTP,METRICS,REPOSITORY``, of which the first parts suffice.
+
+    Args:
+        text: The option's value.
+        least: The number of required parts after the name.
+
+    Raises:
+        InvalidInputError: It is not of this form.
+    """
     from controlplane.errors import InvalidInputError
 
+    kinds = ("grpc_url", "http_url", "metrics_url", "repository")
+    examples = ("triton:8001", "http://triton:8000", "http://triton:8002/metrics", "/models")
     name, equals, rest = text.partition("=")
     parts = [part.strip() for part in rest.split(",")]
-    if not equals or len(parts) != 4 or not all((name, parts[0], parts[3])):
+    found = dict(zip(kinds, parts, strict=False))
+    complete = least <= len(parts) <= len(kinds) and all((name, parts[0], parts[least - 1]))
+    if not equals or not complete:
+        form = ",".join(("GRPC", "HTTP", "METRICS", "REPOSITORY")[:least])
         raise InvalidInputError(
-            f"--triton {text!r} is invalid; use NAME=GRPC,HTTP,METRICS,REPOSITORY, for example "
-            "gpu0=triton:8001,http://triton:8000,http://triton:8002/metrics,/models"
+            f"--triton {text!r} is invalid; use NAME={form}, for example gpu0={','.join(examples[:least])}"
         )
-    return {
-        "name": name,
-        "grpc_url": parts[0],
-        "http_url": parts[1],
-        "metrics_url": parts[2],
-        "repository": Path(parts[3]),
-    }
+    return {"name": name, **{kind: value for kind, value in found.items() if value}}

@@ -1,4 +1,4 @@
-"""Triton servers, the gateway and events."""
+"""Triton servers and events."""
 
 from typing import Annotated, Any, Literal
 
@@ -18,13 +18,6 @@ def register(app: typer.Typer) -> None:
         examples=("tritonctl servers --watch", "tritonctl servers -o json | jq -r .[0].grpc_url"),
         watch=True,
     )(servers)
-    command(
-        app,
-        "gateway",
-        panel=PANEL,
-        examples=("tritonctl gateway", "tritonctl gateway -o json | jq -r .http_url"),
-        watch=True,
-    )(gateway)
     command(
         app,
         "events",
@@ -66,44 +59,6 @@ def servers(session: Session) -> None:
     for server in found:
         for advisory in server.advisories:
             out.line(f"{server.name}: {advisory}", style="yellow")
-
-
-def gateway(session: Session) -> None:
-    """Show the gateway: addresses, the route and the request counts of each model, and waiting requests."""
-    from controlplane.cli.output import size
-    from controlplane.client.models import GatewayView
-
-    out = session.out()
-    with session.client() as client:
-        document = client.get("/v1/gateway")
-        view = client.read(GatewayView, document)
-    out.result(document)
-    restarts = f", restarted {view.restarts} time{'s' * (view.restarts > 1)}" if view.restarts else ""
-    out.facts(
-        (
-            ("http", view.http_url),
-            ("grpc", view.grpc_url + (" (TLS)" if view.tls else "")),
-            ("haproxy's metrics", view.metrics_url),
-            ("haproxy", f"{'ready' if view.ready else 'not ready'}{restarts}"),
-            ("waiting", f"{view.waiting_requests} requests, {size(view.waiting_bytes)}"),
-        )
-    )
-    out.line()
-    out.table(
-        ("model", "route", "servers", "direct", "activator", "waiting"),
-        (
-            (
-                route.model,
-                route.way + (f" ({route.measured_share:.2%} measured)" if route.way == "split" else ""),
-                ", ".join(route.servers) or "-",
-                str(route.direct_requests),
-                str(route.activator_requests),
-                str(route.waiting),
-            )
-            for route in view.models
-        ),
-        empty="no model is routed; a deployed model is loaded when it is requested",
-    )
 
 
 def events(

@@ -30,7 +30,8 @@ def run_here(session: Session, settings: Settings) -> None:
 
     def ready(record: Mapping[str, object]) -> None:
         out.result(record)
-        out.line(f"the control plane is up at {record['url']} (data in {settings.data_dir})", style="green")
+        what = "gateway" if settings.role == "gateway" else "control plane"
+        out.line(f"the {what} is up at {record['url']} (data in {settings.data_dir})", style="green")
         for server in record["servers"] if isinstance(record["servers"], list) else ():
             out.line(f"Triton {server['name']}: gRPC {server['grpc_url']}, HTTP {server['http_url']}")
         if isinstance(gateway := record.get("gateway"), Mapping):

@@ -4,12 +4,13 @@ A separate program, run in the gateway's folder as ``python -I launcher.py STOP 
 is one end of a pipe; the kernel closes the other end when the control plane dies, whatever the cause.
 
 * The control plane writes ``stop\n``: the launcher sends SIGTERM, and SIGKILL after STOP seconds.
-* End of file without ``stop\n``: HAProxy continues for at most LINGER seconds. A process that connects to
+* It writes ``finish\n``: HAProxy accepts no more connections, finishes the requests in flight, and ends.
+* End of file without either: HAProxy continues for at most LINGER seconds. A process that connects to
   ``handover.sock`` in that time gets the listening sockets (COUNT descriptors, in order); once it writes ``retire\n``,
   HAProxy accepts no more connections, finishes the requests in flight within STOP seconds, and ends.
 
-The listening sockets stay open throughout, so clients see no refused connection. The exit status is that of HAProxy,
-or 128 + n if signal n ended it.
+Except after ``finish\n``, the listening sockets stay open throughout, so clients see no refused connection. The exit
+status is that of HAProxy, or 128 + n if signal n ended it.
 """
 
 import contextlib
@@ -45,21 +46,30 @@ def main(arguments: list[str]) -> int:
         _handover() as handover,
         subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=prepare, close_fds=False) as haproxy,
     ):
-        if _parent_is_gone(haproxy, stop_seconds):
+        if _parent_is_gone(haproxy, listeners, stop_seconds):
             _linger(haproxy, handover, listeners, stop_seconds, linger_seconds)
         haproxy.wait()
     return 128 - haproxy.returncode if haproxy.returncode < 0 else haproxy.returncode
 
 
-def _parent_is_gone(haproxy: "subprocess.Popen[bytes]", stop_seconds: float) -> bool:
+def _parent_is_gone(haproxy: "subprocess.Popen[bytes]", listeners: list[int], stop_seconds: float) -> bool:
     """Return True when the control plane died, False when HAProxy has ended."""
+    finishing = False
     while haproxy.poll() is None:
         readable, _, _ = select.select([0], [], [], _POLL_SECONDS)
-        if readable:
-            if not os.read(0, 64):
-                return True
-            haproxy.terminate()
-            _wait_or_kill(haproxy, stop_seconds)
+        if not readable:
+            continue
+        word = os.read(0, 64)
+        if not word and not finishing:
+            return True
+        if word == b"finish\n":
+            finishing = True
+            for listener in listeners:  # else connections would wait here for an HAProxy that accepts none
+                os.close(listener)
+            haproxy.send_signal(signal.SIGUSR1)
+            continue
+        haproxy.terminate()
+        _wait_or_kill(haproxy, stop_seconds)
     return False
 
 

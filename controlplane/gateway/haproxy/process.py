@@ -68,6 +68,7 @@ class HAProxy:
         restarts: The number of restarts.
         ready: Whether it runs and answers.
         settled: Clear while an HAProxy is starting that knows only what `prepare` wrote, and nothing newer.
+        finishing: Whether it accepts no more connections; its runtime API is then closed, too.
     """
 
     def __init__(
@@ -84,6 +85,8 @@ class HAProxy:
         self.ready = False
         self.settled = asyncio.Event()
         self.settled.set()
+        self.finishing = False
+        self._finished = asyncio.Event()
         self._binary = binary
         self._folder = folder
         self._prepare = prepare
@@ -120,12 +123,39 @@ class HAProxy:
 
     async def stop(self) -> None:
         """Stop HAProxy; no process is left behind."""
+        await self._unsupervise()
+        await self._end()
+
+    async def finish(self, seconds: float) -> bool:
+        """Accept no more connections; return whether all requests in flight were answered within ``seconds``."""
+        await self._unsupervise()
+        self.ready, self.finishing = False, True
+        process = self._launcher
+        try:
+            if process is None or process.returncode is not None or process.stdin is None:
+                return True
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                process.stdin.write(b"finish\n")
+                await process.stdin.drain()
+            async with asyncio.timeout(seconds):
+                await process.wait()
+        except TimeoutError:
+            return False
+        else:
+            return True
+        finally:
+            self._finished.set()
+
+    async def wait_finished(self) -> None:
+        """Wait until `finish` has returned."""
+        await self._finished.wait()
+
+    async def _unsupervise(self) -> None:
         if self._supervisor is not None:
             self._supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._supervisor
             self._supervisor = None
-        await self._end()
 
     def kill(self) -> None:
         """Kill HAProxy at once; the supervisor restarts it with the current configuration."""
