@@ -1,5 +1,6 @@
 """Conversion of Hugging Face transformers models to ONNX, with the tokenizer beside the model."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,6 +53,8 @@ _TEXTS = (
     "Yes.",
 )
 _ROWS = (2, 1, 3)
+TEXTS = "texts.json"
+"""The texts that the golden samples are from, with their tokens; `tritonctl text-pipeline` reads them."""
 
 
 class TransformersOriginal(ModuleOriginal):
@@ -76,6 +79,8 @@ class TransformersOriginal(ModuleOriginal):
         pooling, self.without_pooling = sentence_pooling(self.folder)
         outputs = _OUTPUTS.get(facts.task, _LOGITS)
         self._tokenizer = None
+        self.texts: list[dict[str, Any]] = []
+        """Texts of the suggested inputs, with their tokens."""
         if facts.task == "image-classification":
             self.native: Any = _Vision(model, outputs)
             self.inputs = (_image(model.config),)
@@ -124,6 +129,7 @@ class TransformersOriginal(ModuleOriginal):
             at += len(texts)
             tokens = self._tokenizer(texts, padding=True, truncation=True, return_tensors="np")
             samples.append({spec.name: tokens[spec.name].astype("int64") for spec in specs})
+            self.texts.append({"texts": texts, "input_ids": tokens["input_ids"].tolist()})
         return tuple(samples)
 
 
@@ -141,6 +147,9 @@ class TransformersToOnnx(ModuleToOnnx):
             if (original.folder / name).is_file():
                 (request.output.parent / "tokenizer").mkdir(exist_ok=True)
                 shutil.copyfile(original.folder / name, request.output.parent / "tokenizer" / name)
+        if original.texts:
+            (request.output.parent / "tokenizer").mkdir(exist_ok=True)
+            (request.output.parent / "tokenizer" / TEXTS).write_text(json.dumps(original.texts), "utf-8")
         if original.without_pooling:
             warnings = (*warnings, f"the result has no sentence embedding: {original.without_pooling}")
         return warnings

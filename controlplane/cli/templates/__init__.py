@@ -1,0 +1,1 @@
+"""Files that commands write into the artifacts that they publish."""
