@@ -35,6 +35,7 @@ from controlplane.registry.head_memory import open_memory
 from controlplane.registry.registry import Registry
 from controlplane.sandbox import UNCONFINED, choose_sandbox
 from controlplane.servers.server import ManagedServer
+from controlplane.services.audit import AuditTrail
 from controlplane.services.checking import Checking
 from controlplane.services.conversions import Conversions
 from controlplane.services.declarations import Declarations
@@ -424,6 +425,7 @@ class ControlPlane:
             gateway=gateway,
             idempotency=Idempotency(registry.store, registry.clock),
             keys=keys,
+            audit=AuditTrail(registry.store),
             limits=limits,
         )
 

@@ -15,6 +15,7 @@ from controlplane.api.middleware import BodyLimits, Edge, IdempotencyKeys
 from controlplane.api.permissions import PERMISSIONS, UNKNOWN
 from controlplane.api.query import refuse_unknown
 from controlplane.api.routers import (
+    audit,
     conversions,
     declarations,
     deployments,
@@ -74,6 +75,7 @@ _TAGS = [
     {"name": "events", "description": "What changed, and why."},
     {"name": "servers", "description": "The Triton servers."},
     {"name": "keys", "description": "API keys and their permissions."},
+    {"name": "audit", "description": "Who changed what, when and why."},
     {"name": "maintenance", "description": "Garbage collection."},
     {"name": "info", "description": "The control plane itself."},
     {"name": "health", "description": "Endpoints for orchestrators and Prometheus."},
@@ -121,6 +123,7 @@ def create_application(
         placement.router,
         memory.router,
         keys.router,
+        audit.router,
         monitoring.router,
     ):
         v1.include_router(router)

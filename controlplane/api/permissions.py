@@ -128,6 +128,7 @@ PERMISSIONS: Mapping[str, Permission] = {
     "defragment": Permission(Scope.ADMIN, Models.ALL),
     "getInfo": Permission(Scope.READ, Models.CHECKED),
     "metrics": Permission(Scope.READ, Models.ALL),
+    "getAuditLog": Permission(Scope.AUDIT, Models.CHECKED),
     "createKey": Permission(Scope.ADMIN, Models.ALL),
     "listKeys": Permission(Scope.ADMIN, Models.ALL),
     "getKey": Permission(Scope.ADMIN, Models.ALL),

@@ -69,6 +69,7 @@ COMMANDS = {
     "devices": ("devices",),
     "maintenance": ("gc", "version"),
     "keys": ("keys",),
+    "audit": ("audit",),
     "doctor": ("doctor",),
     "checking": ("fsck",),
     "demo": ("demo",),

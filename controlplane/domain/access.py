@@ -36,6 +36,8 @@ class Scope(StrEnum):
     """Publish, convert, deploy and roll back. Includes `read`."""
     CODE = "code"
     """Publish code: TorchScript, pickles, factories, settings that load libraries or files. Includes `deploy`."""
+    AUDIT = "audit"
+    """Read the audit log: who changed what."""
     ADMIN = "admin"
     """Keys, garbage collection, and everything else."""
 
@@ -45,6 +47,7 @@ _INCLUDED: dict[Scope, frozenset[Scope]] = {
     Scope.INFER: frozenset({Scope.INFER}),
     Scope.DEPLOY: frozenset({Scope.DEPLOY, Scope.READ}),
     Scope.CODE: frozenset({Scope.CODE, Scope.DEPLOY, Scope.READ}),
+    Scope.AUDIT: frozenset({Scope.AUDIT}),
     Scope.ADMIN: frozenset(Scope),
 }
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from controlplane.services.audit import AuditTrail
 from controlplane.services.checking import Checking
 from controlplane.services.conversions import Conversions
 from controlplane.services.declarations import Declarations
@@ -69,4 +70,5 @@ class Services:
     health: Health
     idempotency: Idempotency
     keys: Keys
+    audit: AuditTrail
     limits: RateLimits

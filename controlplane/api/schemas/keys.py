@@ -23,7 +23,7 @@ class KeyRequestBody(BaseModel):
         description="Name of the key's owner; every history records it."
     )
     scopes: list[Scope] = Field(
-        min_length=1, max_length=8, description="read, infer, deploy (and read), code (and deploy), admin (all)."
+        min_length=1, max_length=8, description="read, infer, deploy (and read), code (and deploy), audit, admin (all)."
     )
     models: list[Annotated[str, StringConstraints(min_length=1, max_length=128)]] = Field(
         default_factory=list,

@@ -46,7 +46,8 @@ def create(
         typer.Option(
             "--scope",
             "-s",
-            help="Permission: read, infer, deploy (includes read), code (includes deploy) or admin (all). Repeatable.",
+            help="Permission: read, infer, deploy (includes read), code (includes deploy), audit or admin (all). "
+            "Repeatable.",
         ),
     ],
     model: Annotated[
