@@ -152,7 +152,9 @@ class ExternalChangeDetector:
         told, self._unknown[server.name] = self._unknown.get(server.name, set()), present
         for key in sorted(present - told):
             message = f"unmanaged model {_named(key)} is loaded ({_size(key, reading)}, not in the ledger)"
-            self._state.events.add("Warning", "UnmanagedModel", server.name, f"{message}; deploy it or unload it")
+            self._state.events.add(
+                "Warning", "UnmanagedModel", server.name, f"{message}; adopt it (`tritonctl adopt`) or unload it"
+            )
         for key in sorted(told - present):
             self._state.events.add(
                 "Normal", "UnmanagedModelRemoved", server.name, f"unmanaged model {_named(key)} is no longer loaded"

@@ -189,7 +189,7 @@ async def test_managed_model_is_restored_and_unmanaged_model_only_reported(
         unknown = "\n".join(harness.events("UnmanagedModel"))
         assert "own: unmanaged model mystery:1 is loaded (" in unknown
         assert "own: unmanaged model brought:1 is loaded (" in unknown
-        assert unknown.count(" MiB, not in the ledger); deploy it or unload it") == 2
+        assert unknown.count(" MiB, not in the ledger); adopt it (`tritonctl adopt`) or unload it") == 2
         assert [await other_client.is_model_ready(name) for name in ("mystery", "brought")] == [True, True]
         for name in ("mystery", "brought"):
             await other_client.unload_model(name)
