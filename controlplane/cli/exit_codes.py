@@ -1,6 +1,5 @@
 """Exit codes, and the mapping from errors to them. Scripts rely on these numbers: they never change their meaning."""
 
-import re
 from enum import IntEnum
 
 from controlplane.client.errors import (
@@ -9,6 +8,7 @@ from controlplane.client.errors import (
     NotRunningError,
     OperationFailedError,
     WaitTimeoutError,
+    code_of,
 )
 from controlplane.errors import (
     AccessError,
@@ -109,18 +109,14 @@ def exit_code(error: ControlPlaneError) -> ExitCode:
 
 def error_code(error: ControlPlaneError) -> str:
     """Return the kind of an error for programs: the API's code, or the class's name in the same form."""
-    return getattr(error, "code", "") or _kebab(type(error).__name__)
+    return getattr(error, "code", "") or code_of(type(error))
 
 
 def _is_code_of(code: str, cls: type[ControlPlaneError]) -> bool:
     """Return whether the code names this class or a subclass."""
-    names = {_kebab(cls.__name__)} | {_kebab(below.__name__) for below in _below(cls)}
+    names = {code_of(cls)} | {code_of(below) for below in _below(cls)}
     return code.removesuffix("-error") in names
 
 
 def _below(cls: type[ControlPlaneError]) -> list[type[ControlPlaneError]]:
     return [inner for direct in cls.__subclasses__() for inner in (direct, *_below(direct))]
-
-
-def _kebab(class_name: str) -> str:
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", class_name.removesuffix("Error")).lower()

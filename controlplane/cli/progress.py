@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.text import Text
 
 from controlplane.cli.output import Output
-from controlplane.client.errors import NotRunningError, OperationFailedError, WaitTimeoutError
+from controlplane.client.errors import NotRunningError, OperationFailedError, WaitTimeoutError, named
 from controlplane.client.http import Client
 from controlplane.client.models import Operation
 from controlplane.client.models import Progress as OperationProgress
@@ -130,7 +130,8 @@ def ended(operation: Operation) -> Operation:
         raise OperationFailedError(f"the {operation.kind} of {operation.subject} was cancelled{why}", code="cancelled")
     if operation.error is None:
         raise OperationFailedError(f"the {operation.kind} operation {operation.id} ended as {operation.state}")
-    failure = OperationFailedError(operation.error.detail, code=operation.error.code)
+    code = operation.error.code
+    failure = named(OperationFailedError, code)(operation.error.detail, code=code)
     failure.details = operation.error.details
     raise failure
 

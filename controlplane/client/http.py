@@ -19,7 +19,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from controlplane.client.credentials import Credentials
-from controlplane.client.errors import ClientError, NotRunningError, WaitTimeoutError
+from controlplane.client.errors import ClientError, NotRunningError, WaitTimeoutError, named
 from controlplane.domain.validation import invalid_field
 
 _T = TypeVar("_T", bound=BaseModel)
@@ -282,7 +282,8 @@ def problem(response: httpx.Response) -> ClientError:
         message = f"{response.request.url} answered {response.status_code} {response.reason_phrase}"
     message = message.removeprefix("body.")  # the position in a request that the user did not write
     details = document.get("details")
-    error = ClientError(message, code=str(document.get("code", "")), status=response.status_code)
+    code = str(document.get("code", ""))
+    error = named(ClientError, code)(message, code=code, status=response.status_code)
     error.details = details if isinstance(details, dict) else {}
     return error
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-PACKAGES = ("controlplane", "converters")
+PACKAGES = ("controlplane", "converters", "tritonctl")
 """The import packages of the wheel."""
 _DOCS = ".md"
 
@@ -56,12 +56,17 @@ def build(folder: Path, *, source: Path = ROOT) -> Built:
 
 
 def expected() -> set[str]:
-    """Return the files that a wheel of this working tree must contain, without the metadata."""
+    """Return the files of the packages that a wheel of this working tree must contain."""
+    return {path for path in tracked(*PACKAGES) if not path.endswith(_DOCS)}
+
+
+def tracked(*folders: str) -> list[str]:
+    """Return the files in these folders, without those that git ignores."""
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *PACKAGES],
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *folders],
         cwd=ROOT,
         check=True,
         capture_output=True,
         text=True,
     ).stdout.splitlines()
-    return {path for path in listed if not path.endswith(_DOCS) and (ROOT / path).exists()}
+    return [path for path in listed if (ROOT / path).exists()]
