@@ -1,5 +1,7 @@
 """Writes the generated pages of ``docs/reference``: settings, metrics, commands, routes and the schema of documents.
 
+It also writes ``share/``: the manual page and the shell completions, which the wheel installs.
+
 ``python -m docs.generate`` writes them; ``tests/docs`` compares them with the code. No server runs for that.
 """
 
@@ -14,11 +16,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args, get_origin
 
-import typer
 from pydantic import BaseModel, SecretStr, TypeAdapter
 
 from controlplane.domain.documents import Document
 from controlplane.settings import Settings
+from docs import shared_files
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "reference"
@@ -204,10 +206,7 @@ def commands_page() -> str:
 
 def commands() -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield every command that is not hidden, with its names."""
-    from controlplane.cli.main import COMMANDS, app, register
-
-    register(COMMANDS)
-    yield from _walk((), typer.main.get_command(app))
+    yield from _walk((), shared_files.root_command())
 
 
 def _walk(names: tuple[str, ...], command: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -316,6 +315,7 @@ PAGES = {
     "commands.md": commands_page,
     "routes.md": routes_page,
     "documents.schema.json": documents_schema,
+    **shared_files.files(lambda: shared_files.manual(commands(), shared_files.root_command(), own_options)),
 }
 
 
@@ -330,6 +330,7 @@ def page(name: str) -> str:
 def main() -> None:
     """Write all generated pages."""
     for name in PAGES:
+        (REFERENCE / name).parent.mkdir(parents=True, exist_ok=True)
         (REFERENCE / name).write_text(page(name))
 
 

@@ -146,8 +146,7 @@ def main() -> NoReturn:
     completing = any(name.startswith("_TRITONCTL_COMPLETE") for name in os.environ)
     module = None if completing else module_of(sys.argv[1:])
     register(COMMANDS if module is None else (module,))
-    # The package imports its own command line if it can, and pygments, rich and click for it.
-    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
+    _skip_unused_imports()
     try:
         app(prog_name="tritonctl", standalone_mode=True)
     except SystemExit as ended:
@@ -166,6 +165,21 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
+def _skip_unused_imports() -> None:
+    """Keep libraries from importing what no command needs, which takes as long as all the rest of a start.
+
+    httpx imports its own command line if it can, with pygments, rich and click. Typer imports rich's renderers of
+    Markdown and of tracebacks; help texts here use rich's own markup, and tracebacks are Python's.
+    """
+    from types import ModuleType
+
+    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
+    for module, name in (("rich.markdown", "Markdown"), ("rich.traceback", "Traceback")):
+        stand_in = ModuleType(module)
+        setattr(stand_in, name, type(name, (), {}))
+        sys.modules.setdefault(module, stand_in)
+
+
 def _report(error: Exception) -> int:
     from controlplane.cli.exit_codes import ExitCode, error_code, exit_code
     from controlplane.cli.output import Output, error_line
@@ -180,7 +194,8 @@ def _report(error: Exception) -> int:
         code = exit_code(error)
         error_line(error.message)
         document = {"code": error_code(error), "message": error.message, "details": error.details}
-        if not Output.printed:  # a report that shows the failure is the only document
+        # A report that shows the failure is the only document; names have no form for an error.
+        if not Output.printed and current().output != "name":
             Output(current().output).result({"error": document | {"exit_code": int(code)}})
         return int(code)
     if isinstance(error, OSError) and error.filename:

@@ -88,6 +88,14 @@ def test_names_are_those_that_other_commands_accept(document: object, names: lis
     assert names_of(document) == names
 
 
+def test_errors_are_documents_in_the_format(fresh: Cli) -> None:
+    found = {form: fresh("models", "-o", form) for form in ("json", "yaml", "name")}
+    assert {one.code for one in found.values()} == {4}
+    assert found["json"].json == yaml.safe_load(found["yaml"].out)
+    assert found["name"].out == ""
+    assert len(found["name"].err.splitlines()) == 1
+
+
 def test_output_without_names_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     Output("name").result({"freed_bytes": 3})
     found = capsys.readouterr()

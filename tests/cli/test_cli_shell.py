@@ -14,8 +14,8 @@ from controlplane.cli.main import COMMANDS as MODULES
 from controlplane.cli.main import app, module_of, register
 from tests.cli.conftest import TRITONCTL, Cli
 
-_OWN_MODULES, _MODULES = 24, 440
-"""Numbers of modules that `tritonctl ps` may import: its own and all."""
+_OWN_MODULES, _MODULES, _HELP_MODULES = 25, 440, 300
+"""Numbers of modules that `tritonctl ps` may import, its own and all, and those of `tritonctl --help`."""
 register(MODULES)
 COMMANDS = [command.name for command in app.registered_commands]
 
@@ -40,6 +40,14 @@ def test_main_imports_no_slow_packages() -> None:
     code = f"import sys, controlplane.cli.main; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_help_imports_no_renderers_that_it_does_not_use() -> None:
+    run = [sys.executable, "-X", "importtime", "-m", "controlplane.cli.main", "--help"]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert not {name.partition(".")[0] for name in imported} & {"markdown_it", "pygments", "pydantic", "httpx", "yaml"}
+    assert len(imported) <= _HELP_MODULES, len(imported)
 
 
 def test_request_imports_neither_numpy_nor_settings() -> None:

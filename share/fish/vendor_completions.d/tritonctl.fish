@@ -1,0 +1,1 @@
+complete --command tritonctl --no-files --arguments "(env _TRITONCTL_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) tritonctl)" --condition "env _TRITONCTL_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) tritonctl"
