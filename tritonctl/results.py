@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from controlplane.cli.output import size, span
+from controlplane.cli.views.version import comparison
 from controlplane.client import models as documents
 from controlplane.domain.arrays import Array
 from controlplane.domain.manifest import Manifest, ParityReport
@@ -188,25 +189,7 @@ class Comparison:
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Return what is compared: a name, and the value of each version as text."""
-
-        def facts(version: Version) -> dict[str, str]:
-            manifest = version.manifest
-            return {
-                "format": manifest.format.value,
-                "size": size(manifest.size_bytes),
-                "inputs": _tensors(manifest.signature, "inputs"),
-                "outputs": _tensors(manifest.signature, "outputs"),
-                "golden samples": str(manifest.golden.count if manifest.golden else 0),
-                **{f"metric {name}": f"{value:g}" for name, value in manifest.metrics.items()},
-                **{f"label {name}": value for name, value in manifest.labels.items()},
-                **{
-                    f"parity {one.output}": f"{one.max_absolute_error:.3g}"
-                    for one in (manifest.parity.outputs if manifest.parity else ())
-                },
-            }
-
-        first, second = facts(self.a), facts(self.b)
-        return [(name, first.get(name, "-"), second.get(name, "-")) for name in {**first, **second}]
+        return comparison(self.a.manifest, self.b.manifest)
 
     def _repr_html_(self) -> str:
         rows = [(name, *(html.Mark(value, bold=one != two) for value in (one, two))) for name, one, two in self.rows()]

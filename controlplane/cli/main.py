@@ -51,6 +51,7 @@ COMMANDS = {
     "conversions": ("convert", "validate"),
     "text_pipelines": ("text-pipeline",),
     "models": ("models", "versions", "show", "report", "alias", "rm", "history"),
+    "comparing": ("label", "compare"),
     "pull": ("pull",),
     "exporting": ("export",),
     "sign": ("sign", "verify"),

@@ -94,6 +94,17 @@ def test_invalid_tensor_specs_are_refused(text: str) -> None:
         parse_spec(text)
 
 
+def test_inputs_are_read_from_a_text_and_from_a_marked_file(tmp_path: Path) -> None:
+    (tmp_path / "request.json").write_text('{"x": [[1, 2]]}')
+    wanted = [{"name": "x", "data": [[1, 2]]}]
+    assert read_tensors('{"x": [[1, 2]]}', None) == wanted
+    assert read_tensors(f"@{tmp_path}/request.json", None) == wanted
+    with pytest.raises(InvalidInputError, match="the JSON is neither"):
+        read_tensors('{"x": [[1, 2]', None)
+    with pytest.raises(InvalidInputError, match=r"cannot read missing\.json: No such file"):
+        read_tensors("@missing.json", None)
+
+
 def test_dynamic_axes_are_parsed() -> None:
     assert parse_axes(["x=0,2", "y=1"]) == {"x": [0, 2], "y": [1]}
     assert parse_axes([]) is None

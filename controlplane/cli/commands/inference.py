@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
         panel="Deploy",
         examples=(
             "tritonctl infer resnet --sample",
+            "tritonctl infer net --input '{\"x\": \\[[0.1, 0.2]]}'",
             "tritonctl infer resnet --input request.npz --save answer.npz",
             "echo '{\"x\": \\[[0.1, 0.2]]}' | tritonctl infer net --input - -o json",
         ),
@@ -30,7 +31,9 @@ def infer(
     name: DeployedArgument,
     input_: Annotated[
         str | None,
-        typer.Option("--input", "-i", metavar="FILE", help="File with the inputs (.npz or JSON); - for stdin."),
+        typer.Option(
+            "--input", "-i", metavar="JSON|FILE", help="Inputs: JSON, a file (.npz or JSON; @FILE too), or - for stdin."
+        ),
     ] = None,
     sample: Annotated[bool, typer.Option("--sample", help="Send the version's first golden sample.")] = False,
     version: Annotated[

@@ -50,6 +50,30 @@ def describe(out: Output, detail: VersionDetail) -> None:
         show_parity(out, manifest.parity)
 
 
+def comparison(first: Manifest, second: Manifest) -> list[tuple[str, str, str]]:
+    """Return what is compared of two versions: a name, and the value of each as text."""
+
+    def facts(manifest: Manifest) -> dict[str, str]:
+        return {
+            "format": manifest.format.value,
+            "size": size(manifest.size_bytes),
+            "servable": _servable(manifest),
+            "inputs": _tensors(manifest.signature, "inputs"),
+            "outputs": _tensors(manifest.signature, "outputs"),
+            "golden samples": str(manifest.golden.count if manifest.golden else 0),
+            "files": "\n".join(f"{one.path} {one.sha256[:12]}" for one in manifest.files),
+            **{f"metric {name}": f"{value:g}" for name, value in manifest.metrics.items()},
+            **{f"label {name}": value for name, value in manifest.labels.items()},
+            **{
+                f"parity {one.output}": f"{one.max_absolute_error:.3g}"
+                for one in (manifest.parity.outputs if manifest.parity else ())
+            },
+        }
+
+    one, two = facts(first), facts(second)
+    return [(name, one.get(name, "-"), two.get(name, "-")) for name in {**one, **two}]
+
+
 def _origin(origin: Origin | None) -> tuple[tuple[str, str | None], ...]:
     if origin is None:
         return ()

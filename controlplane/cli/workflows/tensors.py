@@ -102,7 +102,7 @@ def parse_axes(texts: Sequence[str]) -> dict[str, list[int]] | None:
 
 
 def read_tensors(source: str, signature: Signature | None) -> list[dict[str, Any]]:
-    """Read inputs from an ``.npz``, a JSON file, or stdin (``-``), as tensors of the v2 protocol.
+    """Read inputs from a file (``.npz`` or JSON), stdin (``-``) or a text (JSON), as tensors of the v2 protocol.
 
     JSON is either the protocol's own (``{"inputs": [{"name", "shape", "datatype", "data"}]}``) or simply ``{"name":
     nested lists}``.
@@ -110,11 +110,14 @@ def read_tensors(source: str, signature: Signature | None) -> list[dict[str, Any
     Raises:
         InvalidInputError: The file has another form, or its names are not the model's.
     """
+    label = "stdin" if source == "-" else "the JSON" if source.lstrip().startswith("{") else source.removeprefix("@")
     try:
-        data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        if source == "-":
+            data = sys.stdin.buffer.read()
+        else:
+            data = source.encode() if label == "the JSON" else Path(label).read_bytes()
     except OSError as error:
-        raise InvalidInputError(f"cannot read {source}: {error.strerror}", path=source) from error
-    label = "stdin" if source == "-" else source
+        raise InvalidInputError(f"cannot read {label}: {error.strerror}", path=label) from error
     tensors = _from_npz(data, label) if data[:2] == b"PK" else _from_json(data, label)
     if signature is not None:
         _check_names([tensor["name"] for tensor in tensors], signature, label)
