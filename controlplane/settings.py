@@ -269,6 +269,11 @@ class PlacementSettings(_Group):
         default=300.0, gt=0, description="Time that a model must be idle before a replica is removed."
     )
     window_seconds: float = Field(default=5.0, gt=0, description="Window over which queue times are averaged.")
+    pool_label: str = Field(
+        default="pool",
+        min_length=1,
+        description="Label of servers that names their pool, for the metrics by which an engine scales pools.",
+    )
 
 
 class ReconcilerSettings(_Group):

@@ -31,6 +31,7 @@ from controlplane.lifecycle.traffic import TrafficDrainer
 from controlplane.memory.scheduler import MemoryScheduler
 from controlplane.memory.views import ExplanationView, LoadPlanView, ModelMemoryView, ServerMemory
 from controlplane.placement.views import DefragmentationView, defragmentation_view
+from controlplane.placement.wanted import PoolDemand
 from controlplane.reconciler.audit import Audit
 from controlplane.reconciler.authority import Authority, driven_servers
 from controlplane.reconciler.auto_rollback import AutoRollback
@@ -468,6 +469,10 @@ class Reconciler:
             InvalidInputError: The version cannot run with these settings.
         """
         return await self._answers.plan_load(model, version, settings)
+
+    def pools(self) -> Mapping[str, PoolDemand]:
+        """Return the demand of each pool of servers; empty if this process does not lead. No I/O."""
+        return self._placer.pools() if self._authority.owns else {}
 
     def defragment(self, *, dry_run: bool, limit: int) -> DefragmentationView:
         """Move replicas if the gain exceeds the cost, or only return the moves. No I/O: the moves follow later."""

@@ -32,6 +32,7 @@ from controlplane.placement.types import (
     ServerUsage,
     Workload,
 )
+from controlplane.placement.wanted import NO_POOL, PoolDemand, wanted_servers
 from controlplane.reconciler.load_support import LoadSupport
 from controlplane.reconciler.loop_state import LoopState
 from controlplane.reconciler.messages import ReadingTaken
@@ -209,6 +210,35 @@ class PlacementController:
                 self._state.touch((model,))
             if made.replicas != scale.replicas:
                 self._state.events.add("Normal", "Scaled", model, made.why or f"{made.replicas} replicas")
+
+    def pools(self) -> dict[str, PoolDemand]:
+        """Return the demand of each pool of servers, as this process observes it. No I/O."""
+        label = self._settings.pool_label
+        seconds: dict[str, float] = {}
+        for name, server in self._state.servers.items():
+            pool = server.managed.labels.get(label) or NO_POOL
+            seconds[pool] = seconds.get(pool, 0.0) + self._pressure.total_seconds.get(name, 0.0)
+        wanted = wanted_servers(self._state.plan, label, self._idle())
+        return {
+            pool: PoolDemand(wanted.get(pool, 0), seconds.get(pool, 0.0))
+            for pool in sorted(wanted.keys() | seconds.keys())
+        }
+
+    def _idle(self) -> set[str]:
+        """Return the on-demand models that are neither loaded nor requested."""
+        return {
+            model
+            for model in self._state.plan.workloads
+            if (known := self._state.desired_state.get(model)) is not None
+            and known.revision.spec.settings.mode is Mode.ON_DEMAND
+            and not self._loaded_on(model)
+            and not any(self._is_requested(server, model) for server in self._state.servers.values())
+        }
+
+    @staticmethod
+    def _is_requested(server: TrackedServer, model: str) -> bool:
+        model_state = server.scheduler.model_states.get(model)
+        return model_state is not None and model_state.demand.since is not None
 
     def preview(
         self, model: str, prepared: PreparedVersion, settings: DeploymentSettings

@@ -21,6 +21,8 @@ class QueuePressure:
     _before: dict[tuple[str, VersionKey], VersionCounters] = field(default_factory=dict)
     _sums: dict[str, _Sum] = field(default_factory=dict)
     _since: datetime | None = None
+    total_seconds: dict[str, float] = field(default_factory=dict)
+    """Queueing time of all requests so far, by server."""
 
     def take(self, server: str, counters: Mapping[VersionKey, VersionCounters]) -> None:
         """Apply a server's newest counters. The counters of a version restart at zero when it is loaded again."""
@@ -33,7 +35,9 @@ class QueuePressure:
                 before = VersionCounters(0, None, 0.0)
             total = self._sums.setdefault(key[0], _Sum())
             total.requests += now.requests - before.requests
-            total.queue_seconds += max(now.queue_seconds - before.queue_seconds, 0.0)
+            waited = max(now.queue_seconds - before.queue_seconds, 0.0)
+            total.queue_seconds += waited
+            self.total_seconds[server] = self.total_seconds.get(server, 0.0) + waited
 
     def windows(self, now: datetime, seconds: float) -> dict[str, Window] | None:
         """Return the window that ends now, by model, and begin the next; None if the window has not ended.

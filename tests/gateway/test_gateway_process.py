@@ -134,7 +134,8 @@ def test_rollback_and_evictions_lose_no_request(fleet: Fleet, leader: tuple[Fork
 
 def test_offers_health_and_metrics_and_no_api(fleet: Fleet, leader: tuple[Forked, Api]) -> None:
     _, gateway = fleet.gateway()
-    assert leader[1].url
+    assert 'tritonctl_wanted_servers{pool="default"} 1.0' in leader[1].http.get("/metrics").text
+    assert "tritonctl_pool_queue_seconds_total" in leader[1].http.get("/metrics").text
     assert gateway.http.get("/healthz").status_code == 200
     until("it is ready", lambda: gateway.http.get("/readyz").status_code == 200)
     assert metric(gateway, "tritonctl_gateway_up") == 1

@@ -77,6 +77,23 @@ class LoopMetrics(Collector):
         for what, count in self._reconciler.missed.items():
             missed.add_metric((what,), count)
         yield missed
+        wanted = GaugeMetricFamily(
+            "tritonctl_wanted_servers",
+            "Servers that a pool needs for the models that are placed on it and for those that have no place; only "
+            "on the leader.",
+            labels=("pool",),
+        )
+        queued = CounterMetricFamily(
+            "tritonctl_pool_queue_seconds",
+            "Seconds that requests spent in Triton's queues on the servers of a pool; the rate is the mean number of "
+            "waiting requests. Only on the leader.",
+            labels=("pool",),
+        )
+        for pool, demand in self._reconciler.pools().items():
+            wanted.add_metric((pool,), demand.servers)
+            queued.add_metric((pool,), demand.queue_seconds)
+        yield wanted
+        yield queued
         age = GaugeMetricFamily(
             "tritonctl_server_observed_age_seconds",
             "Seconds since the last observation of a server.",
