@@ -24,6 +24,7 @@ from controlplane.gateway.drain.coordinator import DrainCoordinator
 from controlplane.gateway.gateway import Gateway
 from controlplane.gateway.opening import build_gateway, check_role
 from controlplane.gateway.rollout.split import TrafficSplits
+from controlplane.gpu.base import DeviceSource
 from controlplane.gpu.budgets import BudgetRules
 from controlplane.gpu.factory import embedded_devices, server_devices
 from controlplane.monitoring.monitor import Monitor, ScrapeTarget
@@ -34,6 +35,8 @@ from controlplane.registry.gateways import GatewayLog
 from controlplane.registry.head_memory import open_memory
 from controlplane.registry.registry import Registry
 from controlplane.sandbox import UNCONFINED, choose_sandbox
+from controlplane.servers.agent import AgentClient, AgentDevices, AgentRepository
+from controlplane.servers.repository import ServerRepository
 from controlplane.servers.server import ManagedServer
 from controlplane.services.audit import AuditTrail
 from controlplane.services.checking import Checking
@@ -314,13 +317,13 @@ class ControlPlane:
             client = TritonClient(server.name, server.grpc_url, timeouts=timeouts, control_key=key)
             stack.push_async_callback(client.close)
             page = self._page(stack, server.metrics_url)
-            devices = server_devices(server, page, settings.request_timeout_seconds)
+            repository, devices = self._node_of(server, page, checked)
             stack.callback(devices.close)
             servers.append(
                 ManagedServer(
                     server.name,
                     client,
-                    ModelRepository(self._repository_of(server), checked),
+                    repository,
                     None,
                     server.http_url,
                     page,
@@ -333,6 +336,22 @@ class ControlPlane:
             )
         return servers
 
+    def _node_of(
+        self, server: TritonServerSettings, page: MetricsScraper | None, checked: CheckedFiles
+    ) -> tuple[ServerRepository, DeviceSource]:
+        """Return the model repository and the devices of a server: through its agent, or as this process sees them."""
+        if server.agent_url and not self._gateway_only:
+            if server.repository is not None:
+                raise InvalidInputError(
+                    f"the Triton server {server.name!r} has both a repository and an agent_url; its agent owns the "
+                    "repository: remove `repository`",
+                    server=server.name,
+                )
+            client = AgentClient.of(server)
+            return AgentRepository(client), AgentDevices(client)
+        devices = server_devices(server, page, self.settings.triton.request_timeout_seconds)
+        return ModelRepository(self._repository_of(server), checked), devices
+
     def _repository_of(self, server: TritonServerSettings) -> Path:
         """Return the model repository of a server; a gateway has none, and does not need one to observe the server."""
         if self._gateway_only:
@@ -340,7 +359,7 @@ class ControlPlane:
         if server.repository is None:
             raise InvalidInputError(
                 f"the Triton server {server.name!r} has no model repository; set `repository` to its path in this "
-                "process",
+                "process, or `agent_url` to the URL of the agent beside it",
                 server=server.name,
             )
         make_folder(server.repository, f"the model repository of server {server.name!r}")

@@ -45,6 +45,8 @@ torch never leave their adapter. A message says what is wrong, with which value,
     ├── GatewayError                 the gateway's HAProxy cannot be started, or does not execute a command
     │   ├── ModelUnavailableError    a model cannot answer a request now
     │   └── TooManyWaitingError      the requests that wait for models exceed a limit in number or bytes
+    ├── AgentError                   the agent beside a Triton server refused or failed
+    │   └── AgentUnavailableError    unreachable, or its answer was lost; asking again is harmless
     ├── DeviceError                  a source of device readings (NVML, Triton's metrics) cannot be read
     └── TritonError                  a Triton server
         ├── TritonUnavailableError   unreachable
@@ -55,7 +57,10 @@ torch never leave their adapter. A message says what is wrong, with which value,
         └── ProofError               Triton's answer to a golden sample is not the recorded one
 """
 
+import re
 from typing import Any
+
+_WORD = re.compile(r"(?<!^)(?=[A-Z])")
 
 
 class ControlPlaneError(Exception):
@@ -228,6 +233,14 @@ class TooManyWaitingError(GatewayError):
     """The requests that wait for models exceed a limit in number or bytes."""
 
 
+class AgentError(ControlPlaneError):
+    """The agent beside a Triton server refused or failed."""
+
+
+class AgentUnavailableError(AgentError):
+    """The agent cannot be reached, or its answer was lost. Every request to it can be repeated without harm."""
+
+
 class DeviceError(ControlPlaneError):
     """A source of device readings cannot be read as a whole."""
 
@@ -258,3 +271,8 @@ class TritonStartError(TritonError):
 
 class ProofError(TritonError):
     """Triton's answer to a golden sample is not the recorded one."""
+
+
+def code_of(kind: type[BaseException]) -> str:
+    """Return an error class's name in kebab case, for example ``not-found`` for ``NotFoundError``."""
+    return _WORD.sub("-", kind.__name__.removesuffix("Error")).lower()

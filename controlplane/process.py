@@ -53,7 +53,7 @@ def run(
     # Triton reads the model repository as another user. Private files are protected by the mode of their folder.
     os.umask(0o022)
     make_folder(settings.data_dir, "the data folder", private=True)
-    with _only_one(settings.data_dir), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with only_one(settings.data_dir), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings, ready_file or settings.data_dir / READY_FILE, on_ready))
 
 
@@ -72,9 +72,9 @@ async def _serve(settings: Settings, ready_file: Path, on_ready: Callable[[dict[
         raise_descriptor_limit(),
     )
     plane = build(settings)
-    with _listen(settings.api.host, settings.api.port) as listener:
+    with listen(settings.api.host, settings.api.port) as listener:
         try:
-            if not await _unless(stopping, plane.start()):
+            if not await unless(stopping, plane.start()):
                 return
             server = Server(
                 uvicorn.Config(
@@ -89,7 +89,7 @@ async def _serve(settings: Settings, ready_file: Path, on_ready: Callable[[dict[
                 )
             )
             serving = await server.begin(listener)
-            await _unless(stopping, plane.wait_observed())
+            await unless(stopping, plane.wait_observed())
             document = _describe(plane, listener)
             write_local_key(settings.data_dir, plane.keys.local_token)
             _write_ready(ready_file, document)
@@ -97,7 +97,7 @@ async def _serve(settings: Settings, ready_file: Path, on_ready: Callable[[dict[
                 on_ready(document)
             rewriting = asyncio.create_task(_keep_current(plane, listener, ready_file))
             try:
-                await _unless(stopping, asyncio.shield(serving))
+                await unless(stopping, asyncio.shield(serving))
             finally:
                 rewriting.cancel()
                 ready_file.unlink(missing_ok=True)  # noqa: ASYNC240 - the last thing this loop does
@@ -115,7 +115,7 @@ async def _keep_current(plane: ControlPlane, listener: socket.socket, ready_file
     _write_ready(ready_file, _describe(plane, listener))
 
 
-async def _unless(stopping: asyncio.Event, work: Coroutine[None, None, None] | asyncio.Future[None]) -> bool:
+async def unless(stopping: asyncio.Event, work: Coroutine[None, None, None] | asyncio.Future[None]) -> bool:
     """Wait for ``work`` and return True; if ``stopping`` is set first, cancel the work and return False."""
     task: asyncio.Future[None] = asyncio.ensure_future(work)
     stop: asyncio.Future[bool] = asyncio.ensure_future(stopping.wait())
@@ -131,7 +131,8 @@ async def _unless(stopping: asyncio.Event, work: Coroutine[None, None, None] | a
     return False
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket (ConflictError)."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # The protocol is named because asyncio disables Nagle's algorithm only on sockets that are declared as TCP; with
     # the algorithm, every answer waits 40 ms for the client's delayed acknowledgement.
@@ -179,7 +180,7 @@ def _write_ready(path: Path, document: dict[str, object]) -> None:
 
 
 @contextmanager
-def _only_one(data_dir: Path) -> Iterator[None]:
+def only_one(data_dir: Path, what: str = "control plane") -> Iterator[None]:
     """Hold the data folder's lock; the kernel releases it when the process ends, whatever the cause."""
     with (data_dir / LOCK_FILE).open("a+", encoding="utf-8") as lock:
         try:
@@ -188,7 +189,7 @@ def _only_one(data_dir: Path) -> Iterator[None]:
             lock.seek(0)
             owner = lock.read().strip()
             raise ConflictError(
-                f"another control plane{f' (pid {owner})' if owner else ''} uses {data_dir}; stop it, or choose "
+                f"another {what}{f' (pid {owner})' if owner else ''} uses {data_dir}; stop it, or choose "
                 "another --data-dir",
                 data_dir=str(data_dir),
             ) from error

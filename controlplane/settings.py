@@ -84,8 +84,20 @@ class TritonServerSettings(_Group):
     )
     repository: Path | None = Field(
         default=None,
-        description="Path of its model repository in this process (a shared folder or volume); required, except for "
-        "the role gateway.",
+        description="Path of its model repository in this process (a shared folder or volume); this or agent_url is "
+        "required, except for the role gateway.",
+    )
+    agent_url: str = Field(
+        default="",
+        description="URL of the agent beside the server (`tritonctl agent`), which owns its model repository and "
+        "reports its devices; instead of repository.",
+    )
+    agent_key: SecretStr | None = Field(default=None, description="The agent's control key.")
+    agent_ca_file: Path | None = Field(
+        default=None, description="CA certificates (PEM) for the agent's HTTPS; default: those of the system."
+    )
+    agent_client_cert: Path | None = Field(
+        default=None, description="Certificate and key (PEM) that this process sends to the agent."
     )
     image: str = Field(
         default="",
@@ -133,6 +145,7 @@ class TritonSettings(_Group):
     )
     zone: str = Field(default="", description="Embedded: failure domain of the server.")
     labels: dict[str, str] = Field(default_factory=dict, description="Embedded: labels that node selectors match.")
+    host: str = Field(default="127.0.0.1", description="Embedded: IPv4 address that its ports listen on.")
     http_port: int = Field(default=0, description="Embedded: 0 picks a free port.")
     grpc_port: int = Field(default=0, description="Embedded: 0 picks a free port.")
     metrics_port: int = Field(default=0, description="Embedded: 0 picks a free port.")
@@ -142,6 +155,42 @@ class TritonSettings(_Group):
         default=60.0, gt=0, description="Timeout of an unload, including the release of its memory."
     )
     request_timeout_seconds: float = Field(default=10.0, gt=0, description="Timeout of any other call.")
+
+
+class TlsSettings(_Group):
+    """TLS of the REST API, or of an agent."""
+
+    cert_file: Path | None = Field(default=None, description="Certificate chain (PEM); null: plain HTTP.")
+    key_file: Path | None = Field(default=None, description="Private key (PEM); null: the key in cert_file.")
+    key_password: SecretStr | None = Field(default=None, description="The private key's password.")
+    client_ca_file: Path | None = Field(
+        default=None,
+        description="CA certificate (PEM); only clients with a certificate that it signed can connect. "
+        "null: all clients can connect.",
+    )
+
+
+class AgentSettings(_Group):
+    """The agent beside a Triton server (`tritonctl agent`).
+
+    It also uses the settings of the store, the cache and `triton` (repository, gpus, and with `embedded` the others).
+    """
+
+    name: str = Field(default="", description="Name of the server, as in the control plane's list of servers.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=8094, ge=0, le=65535, description="Port; 0 picks a free one.")
+    key: SecretStr | None = Field(
+        default=None,
+        description="Control key that the control plane must send, at least 16 characters. Its holder can bring any "
+        "model, and so any code, to the server.",
+    )
+    grpc_url: str = Field(default="", description="host:port of the gRPC service of the Triton server beside it.")
+    triton_control_key: SecretStr | None = Field(
+        default=None,
+        description="Key for model control: what a server beside it requires, and an embedded one will require; the "
+        "control plane's list of servers has the same as control_key.",
+    )
+    tls: TlsSettings = TlsSettings()
 
 
 class MemorySettings(_Group):
@@ -312,19 +361,6 @@ class ConversionSettings(_Group):
     timeout_seconds: float = Field(default=1800.0, gt=0, description="Time limit.")
     memory_bytes: int = Field(default=16 * GIB, gt=0, description="Memory limit (address space is not counted).")
     concurrency: int = Field(default=1, ge=1, description="Maximum concurrent conversions.")
-
-
-class TlsSettings(_Group):
-    """TLS of the REST API."""
-
-    cert_file: Path | None = Field(default=None, description="Certificate chain (PEM); null: plain HTTP.")
-    key_file: Path | None = Field(default=None, description="Private key (PEM); null: the key in cert_file.")
-    key_password: SecretStr | None = Field(default=None, description="The private key's password.")
-    client_ca_file: Path | None = Field(
-        default=None,
-        description="CA certificate (PEM); only clients with a certificate that it signed can connect. "
-        "null: all clients can connect.",
-    )
 
 
 class SigningSettings(_Group):
@@ -535,6 +571,7 @@ class Settings(BaseSettings):
     store: StoreSettings = StoreSettings()
     cache: CacheSettings = CacheSettings()
     triton: TritonSettings = TritonSettings()
+    agent: AgentSettings = AgentSettings()
     reconciler: ReconcilerSettings = ReconcilerSettings()
     memory: MemorySettings = MemorySettings()
     monitoring: MonitoringSettings = MonitoringSettings()

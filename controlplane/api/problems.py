@@ -15,8 +15,8 @@ from starlette.exceptions import HTTPException
 from controlplane import errors
 from controlplane.api.schemas.problems import MEDIA_TYPE, Problem
 from controlplane.domain.validation import place, sentence
-from controlplane.errors import ControlPlaneError
-from controlplane.services.error_info import ErrorInfo, code_of, error_info
+from controlplane.errors import ControlPlaneError, code_of
+from controlplane.services.error_info import ErrorInfo, error_info
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,8 @@ STATUS: Mapping[type[ControlPlaneError], int] = {
     errors.TritonError: 502,
     errors.TooManyWaitingError: 429,
     errors.GatewayError: 503,
+    errors.AgentUnavailableError: 503,
+    errors.AgentError: 502,
     errors.DeviceError: 503,
     errors.ControlPlaneError: 500,
 }

@@ -1,4 +1,4 @@
-"""TLS of the REST API: converts settings into uvicorn's options."""
+"""TLS of the REST API and of the agent: converts settings into uvicorn's options."""
 
 import ssl
 from typing import Any
@@ -7,15 +7,21 @@ from controlplane.errors import InvalidInputError
 from controlplane.settings import TlsSettings
 
 
-def tls_options(settings: TlsSettings) -> dict[str, Any]:
+def tls_options(settings: TlsSettings, group: str = "api") -> dict[str, Any]:
     """Return uvicorn's options; none for plain HTTP.
+
+    Args:
+        settings: The settings.
+        group: The group that they belong to, for error messages.
 
     Raises:
         InvalidInputError: A file is missing or invalid, or the key does not match the certificate.
     """
     if settings.cert_file is None:
         if settings.key_file is not None or settings.client_ca_file is not None:
-            raise InvalidInputError("TLS needs a certificate: set api.tls.cert_file (CONTROLPLANE_API__TLS__CERT_FILE)")
+            raise InvalidInputError(
+                f"TLS needs a certificate: set {group}.tls.cert_file (CONTROLPLANE_{group.upper()}__TLS__CERT_FILE)"
+            )
         return {}
     password = settings.key_password.get_secret_value() if settings.key_password else ""
     options: dict[str, Any] = {

@@ -12,6 +12,8 @@ from controlplane.client.errors import (
 )
 from controlplane.errors import (
     AccessError,
+    AgentError,
+    AgentUnavailableError,
     ConflictError,
     ControlPlaneError,
     ConversionFailedError,
@@ -70,6 +72,8 @@ _BY_CLASS: tuple[tuple[type[ControlPlaneError], ExitCode], ...] = (
     (SourceError, ExitCode.FAILED),
     (StoreUnavailableError, ExitCode.UNREACHABLE),
     (StoreWentBackwardsError, ExitCode.CONFLICT),
+    (AgentUnavailableError, ExitCode.UNREACHABLE),
+    (AgentError, ExitCode.FAILED),
     (TritonUnavailableError, ExitCode.UNREACHABLE),
     (TritonTimeoutError, ExitCode.TIMEOUT),
     (TritonError, ExitCode.FAILED),

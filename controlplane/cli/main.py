@@ -44,6 +44,7 @@ _EPILOG = """[bold]First steps[/bold]
 
 COMMANDS = {
     "local": ("up", "down", "serve"),
+    "agent": ("agent",),
     "setup": ("setup",),
     "push": ("push",),
     "importing": ("import",),

@@ -36,8 +36,8 @@ from controlplane.registry.deployments import DeploymentRevision
 from controlplane.registry.registry import Registry
 from controlplane.triton.code_settings import code_settings
 from controlplane.triton.instance_groups import may_use_gpu, named_gpus, wants_gpu
+from controlplane.triton.layout import layout
 from controlplane.triton.model_config import DIGEST_PARAMETER, build_config
-from controlplane.triton.repository import layout
 from controlplane.triton.streams import sequence_idle_seconds
 
 ACTOR = "reconciler"

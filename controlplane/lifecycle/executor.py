@@ -5,10 +5,9 @@ import contextvars
 import logging
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,7 +29,7 @@ from controlplane.registry.registry import Registry
 from controlplane.servers.server import ManagedServer
 from controlplane.servers.snapshot import fingerprint
 from controlplane.triton.instance_groups import Gpus, on_gpus
-from controlplane.triton.repository import layout
+from controlplane.triton.repository import timed
 
 logger = logging.getLogger(__name__)
 
@@ -193,13 +192,13 @@ class Executor:
                     drained = self.traffic.withdrawn(server.name, candidate_name(model)) if sequences else nullcontext()
                     async with drained:
                         permit.check()
-                        with _timed(outcome, "unload"):
+                        with timed(outcome.seconds, "unload"):
                             await server.client.unload(candidate_name(model))
                 case Unload():
                     permit.check()
                     async with self.traffic.withdrawn(server.name, model):
                         permit.check()
-                        with _timed(outcome, "unload"):
+                        with timed(outcome.seconds, "unload"):
                             await server.client.unload(model)
                 case CleanUp():
                     permit.check()
@@ -228,22 +227,20 @@ class Executor:
         if artifact.verdict is Verdict.FAILED:
             raise InvalidArtifactError(artifact.message, model=model, version=prepared.target.version)
 
+        def fetched() -> None:
+            loop.call_soon_threadsafe(progress, Phase.STAGING)
+            permit.check()
+
         def fetch_and_stage() -> None:
-            with _timed(outcome, "fetch"):
-                # The checkout pins the blobs until the links exist, so that none is evicted in between.
-                checkout = self._registry.checkout(prepared.manifest)
-                files = checkout.__enter__()
-            try:
-                loop.call_soon_threadsafe(progress, Phase.STAGING)
-                permit.check()
-                with _timed(outcome, "stage"):
-                    config = on_gpus(prepared.config_for(name, [prepared.target.version]), outcome.gpus)
-                    placed = {path: files[entry.path] for path, entry in layout(prepared.manifest).items()}
-                    server.repository.stage(
-                        name, prepared.target.version, placed, config, warmup=self._staging.warmup(prepared)
-                    )
-            finally:
-                checkout.__exit__(None, None, None)
+            outcome.seconds |= server.repository.install(
+                name,
+                prepared.target.version,
+                prepared.manifest,
+                on_gpus(prepared.config_for(name, [prepared.target.version]), outcome.gpus),
+                self._staging.warmup(prepared),
+                self._registry.checkout,
+                fetched,
+            )
 
         await loop.run_in_executor(self._threads, contextvars.copy_context().run, fetch_and_stage)
 
@@ -274,7 +271,7 @@ class Executor:
             await asyncio.to_thread(server.repository.renew, name, action.versions)
         replaced = server.embedded.processes_of(name) if action.reload and server.embedded else []
         permit.check()
-        with _timed(outcome, "switch" if action.switch else "load"):
+        with timed(outcome.seconds, "switch" if action.switch else "load"):
             await server.client.load(name, config)
         if not action.candidate:
             with suppress(ControlPlaneError):
@@ -303,7 +300,7 @@ class Executor:
         name = candidate_name(model) if action.candidate else model
         samples = await self._samples.read(model, prepared, fresh=not action.light)
         sent = smallest(samples) if action.light else samples
-        with _timed(outcome, "prove"):
+        with timed(outcome.seconds, "prove"):
             outcome.mark, proof, outcome.requests = await prove(
                 server.client, name, prepared, sent, timeout_seconds=self._proof_timeout
             )
@@ -323,7 +320,7 @@ class Executor:
                 proof = proof.model_copy(update={"message": f"{proof.message}{hint}"})
         outcome.proof, samples = proof, sent
         if exam is not None:
-            with _timed(outcome, "examine"):
+            with timed(outcome.seconds, "examine"):
                 await self._examine(server, model, action, prepared, samples, outcome, exam)
 
     async def _examine(
@@ -399,13 +396,3 @@ def _clean_up(server: ManagedServer, model: str, action: CleanUp, permit: _Permi
     for version in action.versions:
         permit.check()
         server.repository.remove_version(model, version)
-
-
-@contextmanager
-def _timed(outcome: Outcome, stage: str) -> Iterator[None]:
-    began = time.monotonic()
-    try:
-        with tracing.below(stage):
-            yield
-    finally:
-        outcome.seconds[stage] = outcome.seconds.get(stage, 0.0) + time.monotonic() - began

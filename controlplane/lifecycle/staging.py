@@ -1,20 +1,16 @@
 """Checks before a load that the staged files are those of the versions to load, and repairs them. Blocks."""
 
-import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from controlplane.domain.manifest import FileEntry, Manifest
-from controlplane.domain.model_directory import shared_files
-from controlplane.errors import DigestMismatchError, NotFoundError
+from controlplane.domain.manifest import Manifest
+from controlplane.errors import NotFoundError
 from controlplane.lifecycle.desired import DesiredStateResolver, PreparedVersion
 from controlplane.registry.registry import Registry
-from controlplane.triton.repository import ModelRepository, layout
+from controlplane.servers.repository import ServerRepository
 from controlplane.triton.warmup import warmup_files, warmup_names
-
-logger = logging.getLogger(__name__)
 
 _LAYOUTS_KEPT = 4096
 
@@ -44,7 +40,7 @@ class Staging:
 
     def make_ready(
         self,
-        repository: ModelRepository,
+        repository: ServerRepository,
         triton_name: str,
         model: str,
         versions: Sequence[int],
@@ -69,31 +65,15 @@ class Staging:
             NotFoundError: A file was changed, and the store has lost its copy.
             StoreError: The store or the disk failed.
         """
-        repaired: list[str] = []
-        for version in versions:
-            manifest = self._manifest(model, version, prepared)
-            if manifest is not None:
-                repaired += ensure_intact(self._registry, repository, triton_name, model, version, manifest)
-        if prepared is not None:
-            self._share(repository, triton_name, prepared.manifest)
-            # A version that was staged under other settings has no warm-up data, or data for those settings.
-            if not repository.has_warmup(triton_name, warmup_names(prepared.config)):
-                repository.add_warmup(triton_name, self.warmup(prepared))
-            if repository.restore_config(triton_name, config):
-                logger.info("%s: restored config.pbtxt", triton_name)
-        return repaired
-
-    def _share(self, repository: ModelRepository, triton_name: str, manifest: Manifest) -> None:
-        """Put the files beside the version folders into place.
-
-        All loaded versions share them. Versions with different files have different configurations, so they are never
-        loaded together, and the files are those of the version that is loaded.
-        """
-        files = shared_files(manifest)
-        if wanted := repository.lacks_shared(triton_name, files):
-            with self._registry.checkout(manifest) as local:
-                repository.put_shared(triton_name, {path: local[path] for path in wanted})
-            logger.info("%s: placed %s beside the version folders", triton_name, ", ".join(wanted[:5]))
+        manifests = {version: self._manifest(model, version, prepared) for version in versions}
+        return repository.make_ready(
+            triton_name,
+            {version: manifest for version, manifest in manifests.items() if manifest is not None},
+            None if prepared is None else prepared.manifest,
+            None if prepared is None else config,
+            lambda: {} if prepared is None else self.warmup(prepared),
+            self._registry.checkout,
+        )
 
     def _manifest(self, model: str, version: int, prepared: PreparedVersion | None) -> Manifest | None:
         """Return a version's manifest; None for a deleted version, which is still loaded."""
@@ -113,40 +93,3 @@ class Staging:
             if len(self._manifests) > _LAYOUTS_KEPT:
                 self._manifests.popitem(last=False)
         return found
-
-
-def ensure_intact(
-    registry: Registry,
-    repository: ModelRepository,
-    triton_name: str,
-    model: str,
-    version: int,
-    manifest: Manifest,
-) -> list[str]:
-    """Compare a staged version with its manifest, and stage it again from the cache or the store if it differs.
-
-    Returns:
-        One text for each damaged file; empty if the version was intact.
-
-    Raises:
-        DigestMismatchError: It was damaged, and the store's copy of a file is damaged, too.
-        NotFoundError: It was damaged, and the store has lost its copy of a file.
-        StoreError: The store or the disk failed.
-    """
-    expected: dict[str, FileEntry] = layout(manifest)
-    wrong = repository.check(triton_name, version, expected)
-    if not wrong:
-        return []
-    what = f"the staged files of {model}:{version} differ from the published ones ({'; '.join(wrong[:5])})"
-    try:
-        with registry.checkout(manifest) as files:
-            repository.restage(triton_name, version, {path: files[entry.path] for path, entry in expected.items()})
-    except (DigestMismatchError, NotFoundError) as error:
-        raise DigestMismatchError(
-            f"{what}, and they cannot be repaired from the store: {error.message} The version is not loaded. Push the "
-            "same files again, or restore the object from a backup",
-            model=model,
-            version=version,
-        ) from error
-    logger.warning("%s; they were staged again", what)
-    return [f"{text} in version {version}" for text in wrong]

@@ -20,8 +20,8 @@ from pathlib import Path
 from controlplane.checkedfiles import CheckedFiles, mark_used
 from controlplane.domain.manifest import FileEntry
 from controlplane.errors import NotFoundError, ObjectNotFoundError, StoreFullError
+from controlplane.filelock import FileLock
 from controlplane.registry.blobs import blob_key
-from controlplane.registry.filelock import FileLock
 from controlplane.storage.base import ObjectStore, ProgressCallback
 from controlplane.storage.localfile import IncompleteFile, remove_abandoned
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 from controlplane.gpu.base import DeviceSource
 from controlplane.gpu.budgets import BudgetRules
+from controlplane.servers.repository import ServerRepository
 from controlplane.triton.client import TritonClient
 from controlplane.triton.embedded.server import EmbeddedTriton
 from controlplane.triton.metrics_scraper import MetricsScraper
-from controlplane.triton.repository import ModelRepository
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class ManagedServer:
     Attributes:
         name: The server's name.
         client: Client of its API.
-        repository: Its model repository, as this process sees it.
+        repository: Its model repository, in this process or through the agent beside the server.
         embedded: The supervisor, if this process started the server.
         http_url: URL of its HTTP service, for display.
         page: Scraper of its metrics; None if their address is not known.
@@ -34,7 +34,7 @@ class ManagedServer:
 
     name: str
     client: TritonClient
-    repository: ModelRepository
+    repository: ServerRepository
     embedded: EmbeddedTriton | None = None
     http_url: str = ""
     page: MetricsScraper | None = None

@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Container, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,16 +154,13 @@ async def take_snapshot(
 
 def _spaces(server: ManagedServer) -> tuple[Space, ...]:
     """Return the free space of the model repository's disk and, for an embedded server, of the shared memory."""
-    places = [(ServerCondition.DISK_PRESSURE, server.repository.root)]
-    if server.embedded is not None:
-        places.append((ServerCondition.SHARED_MEMORY_PRESSURE, _SHARED_MEMORY))
     found = []
-    for kind, path in places:
-        try:
-            usage = shutil.disk_usage(path)
-        except OSError:
-            continue  # staging reports the error
-        found.append(Space(kind, str(path), usage.free, usage.total))
+    if (space := server.repository.space()) is not None:
+        found.append(Space(ServerCondition.DISK_PRESSURE, str(server.repository.root), *space))
+    if server.embedded is not None:
+        with suppress(OSError):
+            usage = shutil.disk_usage(_SHARED_MEMORY)
+            found.append(Space(ServerCondition.SHARED_MEMORY_PRESSURE, str(_SHARED_MEMORY), usage.free, usage.total))
     return tuple(found)
 
 

@@ -1,15 +1,13 @@
 """Errors as data: the same document in a stored operation and, with a status, in an HTTP response."""
 
-import re
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from controlplane.domain.validation import invalid_field
-from controlplane.errors import ControlPlaneError
+from controlplane.errors import ControlPlaneError, code_of
 
 INTERNAL_CODE = "internal-error"
-_WORD = re.compile(r"(?<!^)(?=[A-Z])")
 _JSON: TypeAdapter[Any] = TypeAdapter(Any)
 
 
@@ -24,11 +22,6 @@ class ErrorInfo(BaseModel):
     details: dict[str, Any] = Field(
         default_factory=dict, description="Machine-readable details: names, figures, limits."
     )
-
-
-def code_of(kind: type[BaseException]) -> str:
-    """Return an error class's name in kebab case, for example ``not-found`` for ``NotFoundError``."""
-    return _WORD.sub("-", kind.__name__.removesuffix("Error")).lower()
 
 
 def error_info(error: BaseException) -> ErrorInfo:

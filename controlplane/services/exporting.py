@@ -19,9 +19,9 @@ from controlplane.reconciler.controller import Reconciler
 from controlplane.registry.deployments import DeploymentRevision
 from controlplane.registry.registry import Registry
 from controlplane.triton.config_json import RESERVED_PARAMETERS
+from controlplane.triton.layout import layout
 from controlplane.triton.model_config import SCALARS_PARAMETER, to_pbtxt
 from controlplane.triton.model_directory import outside_environment
-from controlplane.triton.repository import layout
 from controlplane.triton.warmup import FOLDER as WARMUP
 from controlplane.triton.warmup import warmup_files, warmup_names
 

@@ -15,12 +15,17 @@ from controlplane.domain.model import ModelHead, VersionEntry
 from controlplane.domain.names import LATEST, Reference, candidate_name, validate_alias, validate_model_name
 from controlplane.domain.recorded_samples import SampleRecord
 from controlplane.domain.report import VersionReport
-from controlplane.errors import DigestMismatchError, InvalidArtifactError, InvalidReferenceError, NotFoundError
+from controlplane.errors import (
+    AgentError,
+    DigestMismatchError,
+    InvalidArtifactError,
+    InvalidReferenceError,
+    NotFoundError,
+)
 from controlplane.registry.footprints import FootprintKey, MeasuredFootprint
 from controlplane.registry.registry import Registry
 from controlplane.registry.signatures import StoredSignature
 from controlplane.servers.server import ManagedServer
-from controlplane.triton.repository import layout
 
 _MANIFESTS_KEPT = 1024
 _CHUNK_BYTES = 1 << 20
@@ -246,8 +251,11 @@ class Versions:
         copies = []
         for server in self._servers:
             for name in (model, candidate_name(model)):
-                if server.repository.has(name, number):
-                    wrong = server.repository.check(name, number, layout(manifest))
+                try:
+                    wrong = server.repository.differences(name, number, manifest)
+                except AgentError as error:
+                    wrong = [f"not compared: {error.message}"]
+                if wrong is not None:
                     copies.append(StagedCopy(server=server.name, name=name, intact=not wrong, message="; ".join(wrong)))
         return copies
 

@@ -67,7 +67,7 @@ async def test_unmanaged_model_is_left_alone(harness: Harness) -> None:
     config = await harness.server.client.model_config(harness.model)
     name = f"{harness.model}-foreign"
     source = harness.server.repository.root / harness.model / str(version) / "model.onnx"
-    harness.server.repository.stage(name, 1, {"model.onnx": source}, None)
+    ModelRepository(harness.server.repository.root).stage(name, 1, {"model.onnx": source}, None)
     policy = {"specific": {"versions": [1]}}
     await harness.server.client.load(name, {**config, "name": name, "version_policy": policy})
     try:

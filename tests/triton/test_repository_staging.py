@@ -15,7 +15,8 @@ from controlplane.checkedfiles import CheckedFiles
 from controlplane.domain.manifest import FileEntry, Format, Manifest
 from controlplane.domain.names import candidate_name
 from controlplane.errors import InvalidArtifactError, InvalidConfigError, InvalidNameError, StoreError, StoreFullError
-from controlplane.triton.repository import ModelRepository, layout
+from controlplane.triton.layout import layout
+from controlplane.triton.repository import ModelRepository
 
 CONFIG = {"name": "m", "backend": "onnxruntime", "version_policy": {"specific": {"versions": [7]}}}
 

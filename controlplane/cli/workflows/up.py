@@ -39,11 +39,12 @@ def run_here(session: Session, settings: Settings) -> None:
         _print_warning(out, str(record.get("warning", "")))
         out.line("stop it with Ctrl-C or `tritonctl down`")
 
-    _log_to_stderr(settings)
+    log_to_stderr(settings)
     process.run(settings, on_ready=ready)
 
 
-def _log_to_stderr(settings: Settings) -> None:
+def log_to_stderr(settings: Settings) -> None:
+    """Log to stderr as the settings say."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else LineFormatter())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)

@@ -33,15 +33,12 @@ from controlplane.errors import (
     TritonTimeoutError,
 )
 from controlplane.gpu.host import resident_bytes
-from controlplane.lifecycle.staging import ensure_intact
-from controlplane.registry.filelock import FileLock
 from controlplane.registry.registry import Registry
 from controlplane.servers.server import ManagedServer
 from controlplane.services.tuning.load_generator import Load, generate
 from controlplane.triton.client import TritonClient
 from controlplane.triton.instance_groups import Gpus, on_gpus, present_gpus
 from controlplane.triton.model_config import build_config
-from controlplane.triton.repository import layout
 
 logger = logging.getLogger(__name__)
 
@@ -119,11 +116,10 @@ class TrialModel:
         """Put the version into the model repository under the tuning name."""
 
         def fetch_and_stage() -> None:
-            with registry.checkout(self.manifest) as files:
-                placed = {path: files[entry.path] for path, entry in layout(self.manifest).items()}
-                self.server.repository.stage(self.name, self.version, placed)
+            repository, checkout = self.server.repository, registry.checkout
+            repository.install(self.name, self.version, self.manifest, None, {}, checkout, lambda: None)
             # A tuning that was interrupted may have left it there.
-            ensure_intact(registry, self.server.repository, self.name, self.model, self.version, self.manifest)
+            repository.make_ready(self.name, {self.version: self.manifest}, None, None, dict, checkout)
 
         await asyncio.to_thread(fetch_and_stage)
 
@@ -294,7 +290,7 @@ async def alone_on(server: ManagedServer, *, patience_seconds: float = 0.0) -> A
     Raises:
         ConflictError: Another tuning runs there: two at once would distort each other's measurements.
     """
-    lock = FileLock(server.repository.root / LOCK)
+    lock = server.repository.lock(LOCK.removeprefix("."))
     end = time.monotonic() + patience_seconds
     while not await asyncio.to_thread(lock.try_acquire):
         if time.monotonic() >= end:
@@ -306,7 +302,7 @@ async def alone_on(server: ManagedServer, *, patience_seconds: float = 0.0) -> A
         await _remove_leftovers(server)
         yield
     finally:
-        lock.release()
+        await asyncio.to_thread(lock.release)
 
 
 async def sweep(server: ManagedServer) -> bool:

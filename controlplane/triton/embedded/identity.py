@@ -45,7 +45,7 @@ def repository_lock(root: Path) -> Iterator[None]:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConflictError(
-                f"another control plane runs an embedded Triton on the model repository {root}; two servers cannot "
+                f"another control plane or agent uses the model repository {root}; two servers cannot "
                 "share one: set triton.repository or --data-dir to another folder",
                 path=str(root),
             ) from error

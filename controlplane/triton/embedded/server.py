@@ -97,6 +97,7 @@ class EmbeddedTriton:
         self.log_path = run_dir.absolute() / "triton.log"
         self._run_dir = run_dir.absolute()
         self._settings = settings
+        self._at = _HOST if settings.host == "0.0.0.0" else settings.host
         self._control_key = control_key
         self._sandbox = sandbox
         self._installation: Installation | None = None
@@ -117,7 +118,7 @@ class EmbeddedTriton:
         if self._ports is None:
             raise TritonStartError("the embedded Triton was not started, so it has no ports yet")
         http, grpc, metrics = self._ports
-        return ServerUrls(f"{_HOST}:{grpc}", f"http://{_HOST}:{http}", f"http://{_HOST}:{metrics}/metrics")
+        return ServerUrls(f"{self._at}:{grpc}", f"http://{self._at}:{http}", f"http://{self._at}:{metrics}/metrics")
 
     @property
     def grpc_url(self) -> str:
@@ -249,7 +250,7 @@ class EmbeddedTriton:
             for port in wanted:
                 if port == 0:
                     probe = stack.enter_context(socket.socket())
-                    probe.bind((_HOST, 0))
+                    probe.bind((self._settings.host, 0))
                     port = probe.getsockname()[1]
                 ports.append(port)
         return ports[0], ports[1], ports[2]
@@ -269,9 +270,9 @@ class EmbeddedTriton:
             # Every configuration we send is complete. Completing one starts and stops an extra stub for each load,
             # which takes 1.2 s (Triton 2.51); without it a small model loads in 0.1 s.
             "--disable-auto-complete-config",
-            f"--http-address={_HOST}",
-            f"--grpc-address={_HOST}",
-            f"--metrics-address={_HOST}",
+            f"--http-address={self._settings.host}",
+            f"--grpc-address={self._settings.host}",
+            f"--metrics-address={self._settings.host}",
             f"--http-port={http}",
             f"--grpc-port={grpc}",
             f"--metrics-port={metrics}",
@@ -337,7 +338,7 @@ class EmbeddedTriton:
                 # service is the last one that Triton starts.
                 with contextlib.suppress(TritonError, OSError):
                     if await client.server_name() == server_id:
-                        _, writer = await asyncio.open_connection(_HOST, self._ports[2])
+                        _, writer = await asyncio.open_connection(self._at, self._ports[2])
                         writer.close()
                         return
                 await asyncio.sleep(0.02)
