@@ -69,6 +69,7 @@ from controlplane.services.rollouts import Rollouts
 from controlplane.services.samples import SampleRecording
 from controlplane.services.scrubbing import Scrubbing
 from controlplane.services.servers import Servers
+from controlplane.services.sessions import Sessions
 from controlplane.services.tuning.service import Tunings, room_of
 from controlplane.services.uploads.service import Uploads
 from controlplane.services.uploads.spool import Spool
@@ -445,6 +446,7 @@ class ControlPlane:
             idempotency=Idempotency(registry.store, registry.clock),
             keys=keys,
             audit=AuditTrail(registry.store),
+            sessions=Sessions(keys),
             limits=limits,
         )
 

@@ -12,6 +12,7 @@ from controlplane.api.links import add_links
 from controlplane.api.metrics import registry as metrics_module
 from controlplane.api.metrics.registry import Metrics
 from controlplane.api.middleware import BodyLimits, Edge, IdempotencyKeys
+from controlplane.api.page import add_page
 from controlplane.api.permissions import PERMISSIONS, UNKNOWN
 from controlplane.api.query import refuse_unknown
 from controlplane.api.routers import (
@@ -29,6 +30,7 @@ from controlplane.api.routers import (
     placement,
     rollouts,
     samples,
+    sessions,
     signatures,
     system,
     tunings,
@@ -76,6 +78,7 @@ _TAGS = [
     {"name": "servers", "description": "The Triton servers."},
     {"name": "keys", "description": "API keys and their permissions."},
     {"name": "audit", "description": "Who changed what, when and why."},
+    {"name": "session", "description": "Sessions of browsers, for the page at `/ui`."},
     {"name": "maintenance", "description": "Garbage collection."},
     {"name": "info", "description": "The control plane itself."},
     {"name": "health", "description": "Endpoints for orchestrators and Prometheus."},
@@ -124,6 +127,7 @@ def create_application(
         memory.router,
         keys.router,
         audit.router,
+        sessions.router,
         monitoring.router,
     ):
         v1.include_router(router)
@@ -143,6 +147,7 @@ def create_application(
         response_class=Response,
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
+    add_page(app)
     problems.install(app)
     app.add_middleware(IdempotencyKeys)
     app.add_middleware(Edge, metrics=metrics.requests, limits=limits)

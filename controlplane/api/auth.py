@@ -12,11 +12,12 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from controlplane.api.permissions import PUBLIC_PATHS, RouteTable, permit
+from controlplane.api.permissions import PUBLIC_PATHS, RouteTable, is_page, permit
 from controlplane.domain.access import Principal
 from controlplane.errors import ForbiddenError, NotFoundError, UnauthenticatedError
 from controlplane.services.facade import Services
 from controlplane.services.keys import Authentication, is_loopback
+from controlplane.services.sessions import Session, same_token
 
 PRINCIPAL = "controlplane.principal"
 """The key in a request's scope that contains the caller; missing if API keys are not required."""
@@ -51,15 +52,53 @@ class Authenticator:
             document: Mapping[str, Any] = scope["app"].openapi()
             self._table = RouteTable(document)
         needs = self._table.needs(scope["method"], scope["path"])
-        if scope["path"] in PUBLIC_PATHS or (needs and all(need.scope is None for _, need, _ in needs)):
+        public = scope["path"] in PUBLIC_PATHS or is_page(scope["method"], scope["path"])
+        if public or (needs and all(need.scope is None for _, need, _ in needs)):
             return
-        principal = await services.keys.authenticate(bearer(headers))
+        principal = await services.keys.authenticate(_key_of(scope, headers, services))
         services.limits.take(f"key {principal.key_id}", principal.rate_per_second, principal.burst)
         for name, need, model in needs:
             permit(principal, name, need, model)
         if not needs and not _may_everything(principal):
             raise NotFoundError(f"no route matches {scope['method']} {scope['path']}")
         scope[PRINCIPAL] = principal
+
+
+def cookie_name(headers: Headers) -> str:
+    """Return the name of the session's cookie. Browsers send cookies to all ports of a host, so it has the port."""
+    port = headers.get("host", "").rpartition(":")[2]
+    return f"controlplane_session_{port}" if port.isascii() and port.isdigit() else "controlplane_session"
+
+
+def session_cookie(headers: Headers) -> str:
+    """Return the value of the session's cookie; empty if the request has none."""
+    for header in headers.getlist("cookie"):
+        for part in header.split(";"):
+            name, _, value = part.strip().partition("=")
+            if name == cookie_name(headers):
+                return value
+    return ""
+
+
+def session_of(headers: Headers, services: Services) -> Session | None:
+    """Return the session of a request; None if it has no cookie of one."""
+    cookie = session_cookie(headers)
+    return services.sessions.find(cookie) if cookie else None
+
+
+def _key_of(scope: Scope, headers: Headers, services: Services) -> str | None:
+    """Return the API key of a request: its own, or else that of its session.
+
+    Raises:
+        UnauthenticatedError: The Authorization header is not usable.
+        ForbiddenError: It has a session and would change something, but no token that only the page knows.
+    """
+    given = bearer(headers)
+    if given is not None or (session := session_of(headers, services)) is None:
+        return given
+    if scope["method"] not in _SAFE and not same_token(session, headers.get("x-csrf-token", "")):
+        raise ForbiddenError("the request has a session's cookie, but not its X-CSRF-Token; reload the page")
+    return session.api_key
 
 
 def bearer(headers: Headers) -> str | None:

@@ -29,8 +29,8 @@ _BLOB = re.compile(r"/v1/uploads/[^/]+/blobs/[^/]+")
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _JSON_INFERENCE = re.compile(r"/v1/deployments/[^/]+/infer")
 _INFERENCE = re.compile(r"/v[12]/.*/(?:infer|generate)")
-_UNREPEATED = re.compile(r"/v1/deployments/[^/]+/infer|/v1/keys")
-"""POSTs whose responses are not stored: those that change nothing, and the one that returns a secret."""
+_UNREPEATED = re.compile(r"/v1/deployments/[^/]+/infer|/v1/keys|/v1/session(/codes)?")
+"""POSTs whose responses are not stored: those that change nothing, and those that return a secret."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,6 +133,11 @@ PERMISSIONS: Mapping[str, Permission] = {
     "listKeys": Permission(Scope.ADMIN, Models.ALL),
     "getKey": Permission(Scope.ADMIN, Models.ALL),
     "revokeKey": Permission(Scope.ADMIN, Models.ALL),
+    # Sessions of browsers: the routes themselves check the key, the code or the cookie
+    "getSession": _PUBLIC,
+    "signIn": _PUBLIC,
+    "signOut": _PUBLIC,
+    "createSignInCode": Permission(Scope.READ),
     # For orchestrators, which have no key
     "healthz": _PUBLIC,
     "readyz": _PUBLIC,
@@ -140,6 +145,12 @@ PERMISSIONS: Mapping[str, Permission] = {
 
 PUBLIC_PATHS = frozenset({"/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"})
 """The documentation, which reveals nothing about this installation."""
+
+
+def is_page(method: str, path: str) -> bool:
+    """Return whether a request is for a file of the page at ``/ui``: the same for everyone, without any data."""
+    return method in {"GET", "HEAD"} and (path in {"/", "/ui"} or path.startswith("/ui/"))
+
 
 _PARAMETER = re.compile(r"\{(\w+)\}")
 _REST_OF_PATH = frozenset({"downloadFile"})

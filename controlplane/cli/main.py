@@ -68,6 +68,7 @@ COMMANDS = {
     "inference": ("infer",),
     "servers": ("servers", "events"),
     "gateway": ("gateway",),
+    "page": ("ui",),
     "devices": ("devices",),
     "maintenance": ("gc", "version"),
     "keys": ("keys",),

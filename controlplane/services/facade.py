@@ -30,6 +30,7 @@ from controlplane.services.rollouts import Rollouts
 from controlplane.services.samples import SampleRecording
 from controlplane.services.scrubbing import Scrubbing
 from controlplane.services.servers import Servers
+from controlplane.services.sessions import Sessions
 from controlplane.services.tuning.service import Tunings
 from controlplane.services.uploads.service import Uploads
 from controlplane.services.validation import Validation
@@ -71,4 +72,5 @@ class Services:
     idempotency: Idempotency
     keys: Keys
     audit: AuditTrail
+    sessions: Sessions
     limits: RateLimits

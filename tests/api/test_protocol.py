@@ -77,7 +77,7 @@ def test_lists_are_filtered(published: Api) -> None:
 
 def test_unknown_routes_and_methods_are_problems(bare: Api) -> None:
     bare.problem(bare.http.get("/v1/nothing"), 404, "no-such-route")
-    bare.problem(bare.http.get("/"), 404, "no-such-route")
+    bare.problem(bare.http.get("/nothing"), 404, "no-such-route")
     problem = bare.http.post("/v1/models")
     bare.problem(problem, 405, "method-not-allowed")
     assert "GET" in problem.headers["allow"]

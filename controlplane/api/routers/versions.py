@@ -198,7 +198,12 @@ async def _send(
     media_type: str = "application/octet-stream",
 ) -> Response:
     etag = f'"{download.file.sha256}"'
-    headers = {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": "private, max-age=31536000, immutable"}
+    headers = {
+        "ETag": etag,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, max-age=31536000, immutable",
+        "X-Content-Type-Options": "nosniff",  # a browser with a session may open it
+    }
     if if_none_match is not None and (if_none_match.strip() == "*" or etag in if_none_match):
         return Response(status_code=304, headers=headers)
     size = download.file.size_bytes

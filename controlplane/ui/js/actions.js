@@ -1,0 +1,225 @@
+// What changes something. Each shows first what will happen, then asks.
+import { get, path, post, put, request } from "./api.js";
+import { Dialog, ErrorBox, useData } from "./components.js";
+import { bytes, date, seconds } from "./format.js";
+import { html, useState } from "./html.js";
+import { changed, loadDeployment, loadModel } from "./store.js";
+
+let open = null;
+
+/** Open the dialog for an action: { kind, model, … }. */
+export function ask(action) {
+  open = action;
+  changed();
+}
+
+function close() {
+  open = null;
+  changed();
+}
+
+export function ActionDialog() {
+  if (!open) return null;
+  const Form = FORMS[open.kind];
+  return html`<${Form} key=${JSON.stringify(open)} action=${open} />`;
+}
+
+/** The frame of each action: the plan, a reason, and the button. */
+function Confirm({ title, button, danger, plan, children, act, model, withReason = true, disabled }) {
+  const [reason, setReason] = useState("");
+  const [problem, setProblem] = useState(null);
+  const [busy, setBusy] = useState(false);
+  const submit = async (event) => {
+    event.preventDefault();
+    setBusy(true);
+    try {
+      await act(reason);
+      loadDeployment(model);
+      loadModel(model);
+      close();
+    } catch (error) {
+      setProblem(error);
+      setBusy(false);
+    }
+  };
+  return html`<${Dialog} title=${title} onClose=${close}>
+    <form onSubmit=${submit}>
+      ${children} ${plan}
+      ${withReason &&
+      html`<label class="stack">Reason (recorded in the history)
+        <input name="reason" maxlength="1024" value=${reason} onInput=${(event) => setReason(event.target.value)} />
+      </label>`}
+      <${ErrorBox} problem=${problem} />
+      <footer>
+        <button type="button" onClick=${close}>Cancel</button>
+        <button class=${danger ? "danger" : "primary"} disabled=${busy || disabled}>${busy ? "Working…" : button}</button>
+      </footer>
+    </form>
+  <//>`;
+}
+
+const DECISIONS = {
+  nothing: "Nothing needs to be loaded",
+  admit: "Fits into free memory",
+  evict: "Needs an eviction",
+  queue: "Must wait for memory",
+  refuse: "Cannot be loaded",
+};
+
+/** What a load would do on each server, from a dry run. */
+function Plan({ plan, problem }) {
+  if (problem) return html`<${ErrorBox} problem=${problem} />`;
+  if (!plan) return html`<p class="muted">Computing the plan…</p>`;
+  return html`<ul class="plan" aria-label="Plan">
+    ${plan.servers.map(
+      (server) => html`<li key=${server.server} class=${server.decision === "refuse" ? "refused" : ""}>
+        <div><strong>${server.server}</strong> <span class="muted">${server.devices.join(", ")}</span></div>
+        <div>${DECISIONS[server.decision] ?? server.decision}${server.why && `: ${server.why}`}</div>
+        ${Object.entries(server.needed).map(
+          ([device, needed]) => html`<div key=${device} class="muted">
+            ${device}: needs ${bytes(needed)}, ${bytes(server.free[device] ?? 0)} free
+          </div>`,
+        )}
+        ${server.evictions.map(
+          (one) => html`<div key=${one.model}>Evicts <strong>${one.model}</strong> (${Object.values(one.bytes).map(bytes).join(", ")}): ${one.why}</div>`,
+        )}
+        ${server.beside === false && html`<div class="warn">The active version is unloaded first: about ${seconds(server.gap_seconds)} without answers</div>`}
+        ${server.seconds > 0 &&
+        html`<div class="muted">
+          About ${seconds(server.seconds)}${server.seconds_why && ` (${server.seconds_why})`}${server.fetch_bytes > 0 ? `, ${bytes(server.fetch_bytes)} to fetch` : ""}
+        </div>`}
+      </li>`,
+    )}
+  </ul>`;
+}
+
+function versionsOf(model) {
+  return get(path("models", model)).then((head) => head.versions.filter((one) => !one.deleted).reverse());
+}
+
+function Deploy({ action }) {
+  const { model } = action;
+  const [versions, problem] = useData(() => versionsOf(model), [model]);
+  const [version, setVersion] = useState(action.version ?? null);
+  const chosen = version ?? versions?.[0]?.number;
+  const reference = `${model}:${chosen}`;
+  const [plan, planProblem] = useData(
+    () => (chosen ? put(`${path("deployments", model)}?dry_run=true`, { reference }) : Promise.resolve(null)),
+    [model, chosen],
+  );
+  return html`<${Confirm}
+    title=${`Deploy ${model}`}
+    button=${chosen ? `Deploy version ${chosen}` : "Deploy"}
+    disabled=${!chosen || planProblem}
+    model=${model}
+    act=${(reason) => put(path("deployments", model), { reference, reason })}
+    plan=${html`<${Plan} plan=${plan} problem=${planProblem || problem} />`}
+  >
+    <label class="stack">Version
+      <select value=${chosen} onChange=${(event) => setVersion(Number(event.target.value))}>
+        ${(versions ?? []).map(
+          (one) => html`<option key=${one.number} value=${one.number} disabled=${!one.servable}>
+            ${one.number} · ${one.format} · ${bytes(one.size_bytes)} · ${date(one.published_at)}${one.servable ? "" : " · not servable"}
+          </option>`,
+        )}
+      </select>
+    </label>
+  <//>`;
+}
+
+function Rollback({ action }) {
+  const { model } = action;
+  const [revisions, problem] = useData(() => get(`${path("deployments", model, "revisions")}?limit=20`).then((page) => page.items), [model]);
+  const current = revisions?.[0];
+  const others = (revisions ?? []).slice(1).filter((one) => !one.spec.deleted);
+  const different = others.find((one) => one.spec.version !== current.spec.version) ?? others[0];
+  const [picked, setPicked] = useState(action.revision ?? null);
+  const target = others.find((one) => one.number === picked) ?? different;
+  const [plan, planProblem] = useData(
+    () =>
+      target
+        ? put(`${path("deployments", model)}?dry_run=true`, { reference: `${model}:${target.spec.version}`, settings: target.spec.settings })
+        : Promise.resolve(null),
+    [model, target?.number],
+  );
+  return html`<${Confirm}
+    title=${`Roll back ${model}`}
+    button=${target ? `Roll back to version ${target.spec.version}` : "Roll back"}
+    disabled=${!target}
+    model=${model}
+    act=${(reason) => post(path("deployments", model, "rollback"), { revision: target.number, reason })}
+    plan=${target && html`<${Plan} plan=${plan} problem=${planProblem || problem} />`}
+  >
+    ${revisions && !target && html`<p>There is no earlier revision to go back to.</p>`}
+    ${target &&
+    html`<label class="stack">Revision
+      <select value=${target.number} onChange=${(event) => setPicked(Number(event.target.value))}>
+        ${others.map(
+          (one) => html`<option key=${one.number} value=${one.number}>
+            ${one.number} · version ${one.spec.version} · ${one.actor} · ${date(one.at)} ${one.reason && `· ${one.reason}`}
+          </option>`,
+        )}
+      </select>
+    </label>`}
+  <//>`;
+}
+
+function Load({ action }) {
+  const { model } = action;
+  const [plan, problem] = useData(() => post(`${path("deployments", model, "load")}?dry_run=true`, {}), [model]);
+  return html`<${Confirm}
+    title=${`Load ${model}`}
+    button="Load"
+    model=${model}
+    act=${(reason) => post(path("deployments", model, "load"), { reason })}
+    plan=${html`<${Plan} plan=${plan} problem=${problem} />`}
+  />`;
+}
+
+function Unload({ action }) {
+  const { model, held } = action;
+  return html`<${Confirm}
+    title=${`Unload ${model}`}
+    button="Unload"
+    danger
+    model=${model}
+    act=${(reason) => post(path("deployments", model, "unload"), { reason })}
+    plan=${html`<p>
+      The model is drained and unloaded on every server. The deployment stays, and the model stays unloaded until it is loaded
+      again.${held ? ` This frees ${bytes(held)}.` : ""}
+    </p>`}
+  />`;
+}
+
+function Hold({ action }) {
+  const { model } = action;
+  const [minutes, setMinutes] = useState(30);
+  const [plan, problem] = useData(() => post(`${path("deployments", model, "load")}?dry_run=true`, {}), [model]);
+  return html`<${Confirm}
+    title=${`Hold ${model}`}
+    button=${`Hold for ${minutes} min`}
+    withReason=${false}
+    model=${model}
+    act=${() => post(path("deployments", model, "holds"), { ttl_seconds: minutes * 60, holder: "page" })}
+    plan=${html`<${Plan} plan=${plan} problem=${problem} />`}
+  >
+    <p>The model is loaded, and no eviction and no idle time unloads it before the hold ends.</p>
+    <label class="stack">Minutes
+      <input type="number" min="1" max="1440" required value=${minutes} onInput=${(event) => setMinutes(Number(event.target.value))} />
+    </label>
+  <//>`;
+}
+
+function Undeploy({ action }) {
+  const { model } = action;
+  return html`<${Confirm}
+    title=${`Undeploy ${model}`}
+    button="Undeploy"
+    danger
+    model=${model}
+    act=${(reason) => request("DELETE", `${path("deployments", model)}${reason ? `?reason=${encodeURIComponent(reason)}` : ""}`)}
+    plan=${html`<p>The model is unloaded everywhere and its deployment is removed. Its versions stay in the registry.</p>`}
+  />`;
+}
+
+const FORMS = { deploy: Deploy, rollback: Rollback, load: Load, unload: Unload, hold: Hold, undeploy: Undeploy };

@@ -1,0 +1,117 @@
+// The frame of the page: session, navigation, and which view is shown.
+import { get, remove, useToken, whenSignedOut } from "./api.js";
+import { ActionDialog } from "./actions.js";
+import { Empty, ErrorBox } from "./components.js";
+import { html, render, useEffect, useState } from "./html.js";
+import { link, useRoute } from "./router.js";
+import { changed, start, state, stop, useStore } from "./store.js";
+import { Events } from "./views/events.js";
+import { Fleet } from "./views/fleet.js";
+import { Model } from "./views/model.js";
+import { Models } from "./views/models.js";
+import { SignIn } from "./views/signin.js";
+
+const VIEWS = [
+  ["models", "Models"],
+  ["fleet", "Fleet"],
+  ["events", "Events"],
+];
+
+const ICONS = {
+  models: "M4 5h16v4H4zM4 11h16v4H4zM4 17h16v2H4z",
+  fleet: "M4 4h16v6H4zM4 14h16v6H4zM7 7h2M7 17h2",
+  events: "M3 12h4l3-8 4 16 3-8h4",
+};
+
+function View({ route }) {
+  const [name, ...rest] = route.parts;
+  if (name === undefined || name === "models") {
+    return rest.length ? html`<${Model} key=${rest[0]} name=${rest[0]} tab=${rest[1]} query=${route.query} />` : html`<${Models} />`;
+  }
+  if (name === "fleet") return html`<${Fleet} />`;
+  if (name === "events") return html`<${Events} />`;
+  return html`<section class="view"><${Empty} title="No such page"><a href=${link("models")}>All models</a><//></section>`;
+}
+
+const THEMES = ["auto", "light", "dark"];
+
+function useTheme() {
+  const [theme, setTheme] = useState(() => localStorage.getItem("theme") ?? "auto");
+  useEffect(() => {
+    if (theme === "auto") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = theme;
+    localStorage.setItem("theme", theme);
+  }, [theme]);
+  return [theme, () => setTheme(THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length])];
+}
+
+async function signOut() {
+  await remove("/v1/session").catch(() => {});
+  leave();
+}
+
+/** Forget what belongs to the session. */
+function leave() {
+  stop();
+  useToken("");
+  Object.assign(state, { session: { signed_in: false, scopes: [], models: [] }, deployments: new Map(), models: new Map(), servers: [], events: [], loaded: false, live: false, info: null });
+  changed();
+}
+
+function enter(session) {
+  useToken(session.csrf_token);
+  state.session = session;
+  if (session.signed_in) start();
+  changed();
+}
+
+function App() {
+  const { session, live, problem, info } = useStore();
+  const route = useRoute();
+  const [theme, nextTheme] = useTheme();
+  const [failure, setFailure] = useState(null);
+  const code = route.parts[0] === "sign-in" ? route.parts[1] : "";
+  useEffect(() => {
+    whenSignedOut(leave);
+    get("/v1/session").then(enter, setFailure);
+    return stop;
+  }, []);
+  useEffect(() => {
+    const [view, name] = route.parts;
+    document.title = [name, VIEWS.find(([key]) => key === view)?.[1], "Triton control plane"].filter(Boolean).join(" · ");
+    document.querySelector("main")?.focus?.({ preventScroll: true });
+  }, [route.parts.join("/")]);
+  if (failure) return html`<main class="signin"><${ErrorBox} problem=${failure} /></main>`;
+  if (!session) return html`<main class="signin"><p class="muted">Loading…</p></main>`;
+  if (!session.signed_in) return html`<${SignIn} code=${code} onSession=${enter} />`;
+  const current = route.parts[0] ?? "models";
+  return html`<div class="frame">
+    <a class="skip" href="#content" onClick=${(event) => (event.preventDefault(), document.getElementById("content").focus())}>Skip to the content</a>
+    <aside class="side">
+      <a class="brand" aria-label="Triton control plane" href=${link("models")}><img src="icon.svg" alt="" width="26" height="26" /><span>Triton control plane</span></a>
+      <nav aria-label="Views">
+        ${VIEWS.map(
+          ([key, label]) => html`<a key=${key} href=${link(key)} aria-current=${current === key ? "page" : undefined}>
+            <svg viewBox="0 0 24 24" aria-hidden="true"><path d=${ICONS[key]} /></svg><span>${label}</span>
+          </a>`,
+        )}
+      </nav>
+      <div class="side-foot">
+        <p class=${live ? "live" : "live off"} role="status"><i aria-hidden="true"></i><span>${live ? "Live" : "Not connected"}</span></p>
+        <button class="plain" onClick=${nextTheme}>Theme: ${theme}</button>
+        ${session.required
+          ? html`<p class="muted who" title=${`Scopes: ${session.scopes.join(", ")}`}>${session.name}</p>
+              <button class="plain" onClick=${signOut}>Sign out</button>`
+          : html`<p class="muted who">No API keys: everything is permitted</p>`}
+        <a class="muted" href="/docs">API ${info?.version ?? ""}</a>
+      </div>
+    </aside>
+    <main id="content" tabindex="-1">
+      ${problem && html`<div class="topbar"><${ErrorBox} problem=${problem} /></div>`}
+      <${View} route=${route} />
+    </main>
+    <${ActionDialog} />
+  </div>`;
+}
+
+render(html`<${App} />`, document.getElementById("app"));
