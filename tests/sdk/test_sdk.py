@@ -113,6 +113,7 @@ async def test_asynchronous_client_has_the_same_methods(cli: Cli, scaled: str) -
     assert face <= {*vars(tritonctl.AsyncClient)}
 
 
+@pytest.mark.slow
 def test_torch_module_is_converted_with_its_parity(client: tritonctl.Client) -> None:
     import torch
 
