@@ -56,6 +56,8 @@ class ServerCondition(StrEnum):
     """It is still busy with a load whose deadline passed long ago."""
     DISK_PRESSURE = "DiskPressure"
     """The disk of its model repository is nearly full."""
+    AGENT_AVAILABLE = "AgentAvailable"
+    """The agent beside it answers; only for a server with an agent."""
     SHARED_MEMORY_PRESSURE = "SharedMemoryPressure"
     """The shared memory that its backend processes communicate through is nearly full."""
 

@@ -133,7 +133,8 @@ class ServerStatus(BaseModel):
     observed_at: datetime | None = Field(default=None, description="When its state was last read (UTC).")
     conditions: tuple[Condition, ...] = Field(
         default=(),
-        description="The conditions: Live, Ready, MetricsAvailable, LoadsStuck, DiskPressure, SharedMemoryPressure.",
+        description="The conditions: Live, Ready, MetricsAvailable, LoadsStuck, DiskPressure, SharedMemoryPressure, "
+        "and AgentAvailable with an agent.",
     )
 
 

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 _TOLD = {
     ServerCondition.METRICS_AVAILABLE: ConditionStatus.FALSE,
+    ServerCondition.AGENT_AVAILABLE: ConditionStatus.FALSE,
     ServerCondition.LOADS_STUCK: ConditionStatus.TRUE,
     ServerCondition.DISK_PRESSURE: ConditionStatus.TRUE,
     ServerCondition.SHARED_MEMORY_PRESSURE: ConditionStatus.TRUE,

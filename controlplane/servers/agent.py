@@ -316,6 +316,10 @@ class AgentRepository:
             return None
         return seen.free_bytes, seen.total_bytes
 
+    def problem(self) -> str:
+        """See `ServerRepository.problem`."""
+        return self._problem
+
     def lock(self, name: str) -> "AgentLock":
         """See `ServerRepository.lock`."""
         return AgentLock(self._client, name)

@@ -61,6 +61,7 @@ class HealthSignals:
         stuck: Loads that have exceeded their deadline.
         metrics: Whether the metrics can be read; None if no read was attempted or the server has no metrics endpoint.
         spaces: Disk and shared memory.
+        agent: Why its agent does not answer; empty if it does, None without an agent.
     """
 
     supervised: bool
@@ -72,6 +73,7 @@ class HealthSignals:
     stuck: tuple[StuckLoad, ...] = ()
     metrics: bool | None = None
     spaces: tuple[Space, ...] = ()
+    agent: str | None = None
 
 
 def remediation(signs: HealthSignals, unresponsive_after_seconds: float) -> Remediation:
@@ -103,7 +105,16 @@ def server_conditions(
             _pressure(kind, signs.spaces, disk_pressure_threshold)
             for kind in (ServerCondition.DISK_PRESSURE, ServerCondition.SHARED_MEMORY_PRESSURE)
         ),
+        *_agent(signs),
     )
+
+
+def _agent(signs: HealthSignals) -> tuple[Condition, ...]:
+    """Return the condition of a server's agent; none for a server without one."""
+    if signs.agent is None:
+        return ()
+    reason = "AgentUnreachable" if signs.agent else "AgentAnswers"
+    return (_said(ServerCondition.AGENT_AVAILABLE, not signs.agent, reason, signs.agent),)
 
 
 def _metrics(signs: HealthSignals, *, ready: bool) -> Condition:
@@ -210,4 +221,5 @@ class ServerHealth:
             ),
             metrics=self.metrics,
             spaces=snapshot.spaces,
+            agent=snapshot.agent,
         )

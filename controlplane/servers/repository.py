@@ -121,6 +121,10 @@ class ServerRepository(Protocol):
         """Return the free and the total bytes of the disk; None if they are not known."""
         ...
 
+    def problem(self) -> str | None:
+        """Return why the agent did not answer the latest `staged`; empty if it did, None without an agent."""
+        ...
+
     def lock(self, name: str) -> TryLock:
         """Return a lock that at most one process holds; it becomes free when its holder ends, however it ends."""
         ...

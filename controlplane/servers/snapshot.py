@@ -62,6 +62,7 @@ class ServerSnapshot:
         live: Whether Triton reports that it is live.
         timed_out: Whether the snapshot timed out, as opposed to a refused connection.
         spaces: Disk and shared memory that the server needs, as far as this process can see them.
+        agent: Why its agent does not answer; empty if it does, None without an agent.
     """
 
     state: ServerState
@@ -79,6 +80,7 @@ class ServerSnapshot:
     live: bool = False
     timed_out: bool = False
     spaces: tuple[Space, ...] = ()
+    agent: str | None = None
 
     def differs(self, before: "ServerSnapshot") -> set[str]:
         """Return the models that differ between the two snapshots."""
@@ -149,6 +151,7 @@ async def take_snapshot(
         by_model=by_model,
         live=live,
         spaces=spaces,
+        agent=server.repository.problem(),
     )
 
 

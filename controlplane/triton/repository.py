@@ -89,6 +89,10 @@ class ModelRepository(RepositoryFolder):
             return None  # staging reports the error
         return usage.free, usage.total
 
+    def problem(self) -> None:
+        """Return None: there is no agent."""
+        return
+
     def lock(self, name: str) -> FileLock:
         """Return a lock in the repository's root; see `ServerRepository.lock`."""
         return FileLock(self.root / f".{name}")  # Triton does not take it for a model

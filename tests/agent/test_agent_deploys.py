@@ -98,7 +98,7 @@ def test_models_stay_while_the_agent_is_away(tmp_path: Path, triton) -> None:
             api.publish("stays", onnx_scale(5))
             assert api.deploy("stays:1")["state"] == "succeeded"
             agent.kill()
-            time.sleep(1)  # several observations
+            until(lambda: _agent_answers(api) == "False")
             assert api.infer("stays", [1.0, 2.0]) == ([2.0, 4.0], 1)
             status = api.ok(api.http.get("/v1/deployments/stays"))["status"]
             assert status["phase"] == "Ready"
@@ -107,7 +107,13 @@ def test_models_stay_while_the_agent_is_away(tmp_path: Path, triton) -> None:
             time.sleep(1)
             agent.start()
             assert api.operation(started["operation_id"])["state"] == "succeeded"
+            until(lambda: _agent_answers(api) == "True")
             assert api.infer("stays", [1.0, 2.0]) == ([5.0, 10.0], 2)
             gone = api.ok(api.http.delete("/v1/deployments/stays"), 202)
             assert api.operation(gone["operation_id"])["state"] == "succeeded"
     assert not (root / "stays").exists()
+
+
+def _agent_answers(api: Api) -> str:
+    (server,) = api.ok(api.http.get("/v1/servers"))["items"]
+    return next(one["status"] for one in server["conditions"] if one["type"] == "AgentAvailable")

@@ -24,7 +24,7 @@ def test_all_expected_commands_exist() -> None:
     expected = """up serve push convert validate models versions show pull alias rm deploy rollback undeploy load unload
         ps history import infer servers gateway events gc doctor demo down wait version
         devices tune memory top explain why hold plan rollout health report metrics
-        defrag sign verify fsck apply diff get export adopt setup label compare audit text-pipeline ui"""
+        defrag sign verify fsck apply diff get export adopt setup label compare audit text-pipeline ui agent"""
     groups = {group.name for group in app.registered_groups}
     assert set(expected.split()) <= set(COMMANDS) | groups
 

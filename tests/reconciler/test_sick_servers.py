@@ -62,6 +62,8 @@ def test_server_conditions_for_each_health_signal() -> None:
         "DiskPressure": ("True", "NearlyFull"),
         "SharedMemoryPressure": ("False", "Enough"),
     }
+    assert said(signs(agent=""))["AgentAvailable"] == ("True", "AgentAnswers")
+    assert said(signs(agent="gone"))["AgentAvailable"] == ("False", "AgentUnreachable")
     hung = said(signs(state=ServerState.UNREACHABLE, timed_out=True))
     assert hung["Ready"] == ("False", "Hung")
     assert hung["LoadsStuck"] == ("Unknown", "NotSeen")

@@ -11,6 +11,7 @@ _HEALTHY: dict[str, ConditionStatus] = {
     ServerCondition.LIVE: ConditionStatus.TRUE,
     ServerCondition.READY: ConditionStatus.TRUE,
     ServerCondition.METRICS_AVAILABLE: ConditionStatus.TRUE,
+    ServerCondition.AGENT_AVAILABLE: ConditionStatus.TRUE,
     ServerCondition.LOADS_STUCK: ConditionStatus.FALSE,
     ServerCondition.DISK_PRESSURE: ConditionStatus.FALSE,
     ServerCondition.SHARED_MEMORY_PRESSURE: ConditionStatus.FALSE,
