@@ -104,6 +104,9 @@ def create_application(
         openapi_tags=_TAGS,
         lifespan=lifespan,
         redirect_slashes=False,
+        # FastAPI's own pages run scripts of a public server, in the origin of the page's sessions.
+        docs_url=None,
+        redoc_url=None,
         openapi_url=None if health_only else "/openapi.json",
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )

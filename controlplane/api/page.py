@@ -35,7 +35,13 @@ def add_page(app: FastAPI) -> None:
     """Serve the page, and lead browsers that open the API's address to it."""
     app.add_api_route("/", _to_page, include_in_schema=False)
     app.add_api_route("/ui", _to_page, include_in_schema=False)
+    for path in ("/docs", "/redoc"):
+        app.add_api_route(path, _to_api, include_in_schema=False)
     app.mount("/ui", _PageFiles(directory=FOLDER, html=True), name="page")
+
+
+async def _to_api(_request: Request) -> RedirectResponse:
+    return RedirectResponse("/ui/#/api", status_code=307)
 
 
 async def _to_page(_request: Request) -> RedirectResponse:

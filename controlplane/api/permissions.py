@@ -143,7 +143,7 @@ PERMISSIONS: Mapping[str, Permission] = {
     "readyz": _PUBLIC,
 }
 
-PUBLIC_PATHS = frozenset({"/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"})
+PUBLIC_PATHS = frozenset({"/openapi.json", "/docs", "/redoc"})
 """The documentation, which reveals nothing about this installation."""
 
 

@@ -133,7 +133,7 @@ def serving(settings: Settings) -> Iterator[Api]:
     try:
         loop.run(plane.start())
         task = loop.start(server.serve())
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while not server.started:
             assert time.monotonic() < end
             time.sleep(0.01)

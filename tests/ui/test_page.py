@@ -82,6 +82,7 @@ VIEWS = {
     "model-events": ("#/models/resnet/events", "ProofPassed"),
     "fleet": ("#/fleet", "Resident"),
     "events": ("#/events", "ProofPassed"),
+    "api": ("#/api", "/v1/deployments/{model}/rollback"),
 }
 
 
@@ -103,6 +104,15 @@ def test_versions_are_compared(shown: Api, open_page: OpenPage) -> None:
     table = page.get_by_role("table").nth(1)
     expect(table).to_contain_text("x FP32[?,2]")
     expect(table.locator("tr.differs")).to_contain_text(["Digest"])
+
+
+def test_routes_are_described_without_the_internet(guarded: Api, open_page: OpenPage) -> None:
+    page = open_page(guarded.url, "../docs")
+    page.get_by_role("searchbox", name="Search routes").fill("rollback")
+    page.get_by_text("/v1/deployments/{model}/rollback").click()
+    expect(page.get_by_text("Needs an API key with the scope deploy")).to_be_visible()
+    expect(page.get_by_text("The revision to roll back to")).to_be_visible()
+    expect(page.get_by_text(f"curl -X POST '{guarded.url}/v1/deployments/{{model}}/rollback'")).to_be_visible()
 
 
 def test_event_is_shown_without_a_reload(shown: Api, open_page: OpenPage) -> None:

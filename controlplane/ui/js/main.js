@@ -5,6 +5,7 @@ import { Empty, ErrorBox } from "./components.js";
 import { html, render, useEffect, useState } from "./html.js";
 import { link, useRoute } from "./router.js";
 import { changed, start, state, stop, useStore } from "./store.js";
+import { Api } from "./views/api.js";
 import { Events } from "./views/events.js";
 import { Fleet } from "./views/fleet.js";
 import { Model } from "./views/model.js";
@@ -15,12 +16,14 @@ const VIEWS = [
   ["models", "Models"],
   ["fleet", "Fleet"],
   ["events", "Events"],
+  ["api", "API"],
 ];
 
 const ICONS = {
   models: "M4 5h16v4H4zM4 11h16v4H4zM4 17h16v2H4z",
   fleet: "M4 4h16v6H4zM4 14h16v6H4zM7 7h2M7 17h2",
   events: "M3 12h4l3-8 4 16 3-8h4",
+  api: "M8 7l-5 5 5 5M16 7l5 5-5 5",
 };
 
 function View({ route }) {
@@ -30,6 +33,7 @@ function View({ route }) {
   }
   if (name === "fleet") return html`<${Fleet} />`;
   if (name === "events") return html`<${Events} />`;
+  if (name === "api") return html`<${Api} />`;
   return html`<section class="view"><${Empty} title="No such page"><a href=${link("models")}>All models</a><//></section>`;
 }
 
@@ -83,6 +87,7 @@ function App() {
   }, [route.parts.join("/")]);
   if (failure) return html`<main class="signin"><${ErrorBox} problem=${failure} /></main>`;
   if (!session) return html`<main class="signin"><p class="muted">Loading…</p></main>`;
+  if (!session.signed_in && route.parts[0] === "api") return html`<main id="content" tabindex="-1"><${Api} /></main>`; // public
   if (!session.signed_in) return html`<${SignIn} code=${code} onSession=${enter} />`;
   const current = route.parts[0] ?? "models";
   return html`<div class="frame">
@@ -103,7 +108,7 @@ function App() {
           ? html`<p class="muted who" title=${`Scopes: ${session.scopes.join(", ")}`}>${session.name}</p>
               <button class="plain" onClick=${signOut}>Sign out</button>`
           : html`<p class="muted who">No API keys: everything is permitted</p>`}
-        <a class="muted" href="/docs">API ${info?.version ?? ""}</a>
+        <p class="muted who">Version ${info?.version ?? ""}</p>
       </div>
     </aside>
     <main id="content" tabindex="-1">
