@@ -4,35 +4,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from controlplane.domain.deployment import DeploymentSettings, Mode, Switch
+from controlplane.domain.deployment import Mode
 from controlplane.domain.names import candidate_name
-from controlplane.domain.rollout.strategy import StrategyKind
-from controlplane.domain.units import size_text
 from controlplane.lifecycle.actions import Load, Prove, Stage, Unload
-from controlplane.lifecycle.desired import DesiredDeployment, PreparedVersion
-from controlplane.lifecycle.observation import ReplicaObservation
+from controlplane.lifecycle.desired import DesiredDeployment
 from controlplane.lifecycle.replica import Replica
 from controlplane.memory.model_state import ModelMemoryState
 from controlplane.memory.policy.admission import (
-    Admit,
-    Evict,
     Figures,
     LoadRequest,
-    Queue,
-    Refuse,
     figures_of,
     in_order,
 )
 from controlplane.memory.policy.eviction import protection
 from controlplane.memory.policy.residency import expires_at
-from controlplane.memory.policy.types import Footprint, HoldingState, ModelMemory, Slot, Usage
-from controlplane.memory.policy.update_strategy import (
-    Impossible,
-    Recreate,
-    Rolling,
-    UpdateStrategy,
-    choose_update_strategy,
-)
+from controlplane.memory.policy.types import Footprint, HoldingState, ModelMemory, Slot
 from controlplane.memory.scheduler import MemoryScheduler
 from controlplane.memory.views import (
     DeviceFootprint,
@@ -41,17 +27,12 @@ from controlplane.memory.views import (
     MemoryHolder,
     MemoryState,
     ModelMemoryView,
-    PlannedEviction,
     QueuedLoad,
     ServerExplanation,
-    ServerLoadPlan,
     ServerMemory,
 )
-from controlplane.triton.instance_groups import asked_gpus
 
 _NEXT_VICTIMS = 5
-_FETCH_BYTES_PER_SECOND = 100 * 1024 * 1024
-"""Assumed speed of the store, for load plans."""
 
 
 @dataclass(frozen=True)
@@ -128,129 +109,23 @@ def server_why(scheduler: MemoryScheduler, occupant: ModelOnServer, now: datetim
     view = model_view(scheduler, occupant)
     memory = scheduler.models.get(model)
     figures: Figures = {}
-    holders: tuple[MemoryHolder, ...] = ()
+    kept: tuple[MemoryHolder, ...] = ()
     if memory is not None and not memory.loaded:
         request = LoadRequest(memory, Slot(model, memory.version), memory.footprint)
         figures = figures_of(request, scheduler.accounts.ledger, scheduler.models, now=now, rules=scheduler.rules)
-        holders = _holders(scheduler, memory, now)
+        kept = holders(scheduler, memory, now)
     return ServerExplanation(
         server=scheduler.server,
         model=view,
         needed={device: one.needed_bytes for device, one in figures.items()},
         free={device: one.free_bytes for device, one in figures.items()},
         could_be_freed={device: one.could_be_freed_bytes for device, one in figures.items()},
-        holders=holders,
+        holders=kept,
         evictions=tuple(
             record for record in reversed(scheduler.queue.evictions) if model in (record.victim, record.for_model)
         ),
         next=_next(scheduler, view, memory, now),
     )
-
-
-def plan_for(
-    scheduler: MemoryScheduler,
-    prepared: PreparedVersion,
-    model: str,
-    facts: ReplicaObservation | None,
-    fetch_bytes: int,
-    devices: tuple[str, ...],
-    placed_why: str,
-    now: datetime,
-) -> ServerLoadPlan:
-    """Return the effect of loading a version on a server."""
-    version, size = prepared.target.version, scheduler.size(prepared, model, devices)
-    gpus = asked_gpus(prepared.config, scheduler.accounts.numbers(devices)) if devices else None
-    there = facts is not None and version in facts.loaded and facts.digest == prepared.target.digest
-    if there and facts is not None and (gpus is None or facts.gpus is None or gpus == facts.gpus):
-        return ServerLoadPlan(
-            server=scheduler.server,
-            decision="nothing",
-            why=f"version {version} is loaded already",
-            devices=devices,
-            placed_why=placed_why,
-        )
-    known = scheduler.models.get(model)
-    replaces = facts is not None and bool(facts.loaded)
-    memory = ModelMemory(
-        model=model,
-        mode=prepared.settings.mode,
-        version=version,
-        footprint=size.by_device,
-        priority=prepared.settings.priority,
-        loaded=replaces,
-        demanded_at=now,
-        usage=known.usage if known else Usage(),
-    )
-    slot = Slot(f"{model} (new)" if replaces else model, version)
-    request = LoadRequest(memory, slot, size.by_device)
-    ledger = scheduler.accounts.ledger
-    figures = figures_of(request, ledger, scheduler.models, now=now, rules=scheduler.rules)
-    decision = scheduler.queue.decide(request, now)
-    load_seconds = size.load_seconds or (known.load_seconds if known else 1.0)
-    fetch_seconds = fetch_bytes / _FETCH_BYTES_PER_SECOND
-    measured = "measured" if size.load_seconds else "not measured yet"
-    beside: bool | None = None
-    gap = 0.0
-    why = getattr(decision, "why", "")
-    kind = {Admit: "admit", Evict: "evict", Queue: "queue", Refuse: "refuse"}[type(decision)]
-    victims = decision.victims if isinstance(decision, Evict) else ()
-    reasons = decision.reasons if isinstance(decision, Evict) else {}
-    if replaces:
-        choice = choose_update_strategy(
-            _old_slot(model, facts),
-            size.by_device,
-            scheduler.accounts.settled(),
-            load_seconds=load_seconds,
-            evictable={device: one.could_be_freed_bytes for device, one in figures.items()},
-            forced=_forced(prepared.settings),
-        )
-        match choice:
-            case Rolling():
-                beside = True
-            case Recreate(why=why, gap_seconds=gap):
-                beside, kind, victims = False, "admit", ()
-            case Impossible(why=why) if kind != "queue" or scheduler.queue.no_room_alongside(request):
-                kind, victims = "refuse", ()
-    return ServerLoadPlan.model_validate(
-        {
-            "server": scheduler.server,
-            "devices": devices,
-            "placed_why": placed_why,
-            "decision": kind,
-            "why": why,
-            "needed": {device: one.needed_bytes for device, one in figures.items()},
-            "free": {device: one.free_bytes for device, one in figures.items()},
-            "could_be_freed": {device: one.could_be_freed_bytes for device, one in figures.items()},
-            "evictions": tuple(
-                PlannedEviction(
-                    model=victim.model,
-                    bytes={device: footprint.bytes for device, footprint in victim.footprint.items()},
-                    why=reasons.get(victim.model, ""),
-                )
-                for victim in victims
-            ),
-            "holders": _holders(scheduler, memory, now) if kind in {"refuse", "queue"} else (),
-            "fetch_bytes": fetch_bytes,
-            "seconds": round(fetch_seconds + load_seconds + (1.2 if victims or gap else 0.0), 3),
-            "seconds_why": f"{fetch_seconds:.3g} s to fetch {size_text(fetch_bytes)}, {load_seconds:.3g} s to load and "
-            f"prove ({measured})"
-            + (", 1.2 s until the memory of the unloaded models is free" if victims or gap else ""),
-            "beside": beside,
-            "gap_seconds": round(gap, 3),
-        }
-    )
-
-
-def _forced(settings: DeploymentSettings) -> UpdateStrategy | None:
-    """Return the strategy that the settings force; a rollout that compares versions needs both at once."""
-    if settings.rollout.kind is not StrategyKind.IMMEDIATE:
-        return UpdateStrategy.ROLLING
-    return None if settings.update_strategy is Switch.AUTO else UpdateStrategy(settings.update_strategy.value)
-
-
-def _old_slot(model: str, facts: ReplicaObservation | None) -> Slot:
-    version = max(facts.loaded) if facts and facts.loaded else 0
-    return Slot(model, version)
 
 
 def _devices(scheduler: MemoryScheduler) -> tuple[DeviceMemory, ...]:
@@ -384,7 +259,8 @@ def _state(occupant: ModelOnServer, model_state: ModelMemoryState) -> tuple[Memo
     return "unloaded", why
 
 
-def _holders(scheduler: MemoryScheduler, wanting: ModelMemory, now: datetime) -> tuple[MemoryHolder, ...]:
+def holders(scheduler: MemoryScheduler, wanting: ModelMemory, now: datetime) -> tuple[MemoryHolder, ...]:
+    """Return which memory on the devices that a model needs cannot be freed for it, and why; the largest first."""
     ledger, found = scheduler.accounts.ledger, []
     for device in wanting.footprint:
         for holding in ledger.holdings:

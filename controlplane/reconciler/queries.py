@@ -16,7 +16,8 @@ from controlplane.domain.names import Reference
 from controlplane.domain.states import DeploymentStatus, Phase, ServerStatus
 from controlplane.lifecycle.desired import DesiredDeployment, DesiredStateResolver, PreparedVersion
 from controlplane.lifecycle.status import overall, placed
-from controlplane.memory.reporting import ModelOnServer, model_view, plan_for, server_memory, server_why
+from controlplane.memory.load_plan import plan_for
+from controlplane.memory.reporting import ModelOnServer, model_view, server_memory, server_why
 from controlplane.memory.views import (
     AssignmentView,
     ExplanationView,
