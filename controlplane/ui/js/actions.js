@@ -101,6 +101,8 @@ function Deploy({ action }) {
   const { model } = action;
   const [versions, problem] = useData(() => versionsOf(model), [model]);
   const [version, setVersion] = useState(action.version ?? null);
+  const [strategy, setStrategy] = useState("");
+  const [deployed] = useData(() => get(`/v1/deployments?name=${encodeURIComponent(model)}`).then((page) => page.items[0] ?? null), [model]);
   const chosen = version ?? versions?.[0]?.number;
   const reference = `${model}:${chosen}`;
   const [plan, planProblem] = useData(
@@ -112,7 +114,7 @@ function Deploy({ action }) {
     button=${chosen ? `Deploy version ${chosen}` : "Deploy"}
     disabled=${!chosen || planProblem}
     model=${model}
-    act=${(reason) => put(path("deployments", model), { reference, reason })}
+    act=${(reason) => put(path("deployments", model), { reference, reason, settings: withStrategy(deployed, strategy) })}
     plan=${html`<${Plan} plan=${plan} problem=${planProblem || problem} />`}
   >
     <label class="stack">Version
@@ -124,7 +126,47 @@ function Deploy({ action }) {
         )}
       </select>
     </label>
+    ${deployed &&
+    html`<label class="stack">Strategy
+      <select value=${strategy} onChange=${(event) => setStrategy(event.target.value)}>
+        <option value="">as before (${deployed.spec.settings.rollout.kind})</option>
+        ${Object.entries(STRATEGIES).map(([kind, text]) => html`<option key=${kind} value=${kind}>${kind}: ${text}</option>`)}
+      </select>
+    </label>`}
   <//>`;
+}
+
+const STRATEGIES = {
+  immediate: "switch as soon as the new version is proved",
+  canary: "a growing share of the requests, withdrawn when it is worse",
+  shadow: "copies of requests, whose answers are compared",
+  manual: "beside the active version until it is promoted",
+};
+
+/** The deployment's settings with another strategy; null keeps those of the previous revision. */
+function withStrategy(deployed, kind) {
+  if (!deployed || !kind) return null;
+  const { settings } = deployed.spec;
+  return { ...settings, rollout: { ...settings.rollout, kind } };
+}
+
+function Rollout({ action }) {
+  const { model, verb, version } = action;
+  const text = {
+    promote: `Version ${version} becomes active now, regardless of the measurements.`,
+    abort: `Version ${version} is withdrawn now; the old version answers all requests.`,
+    pause: "The rollout stays at its current step. Measurements continue, and a worse version is still withdrawn.",
+    resume: "The rollout continues from its current step.",
+  }[verb];
+  const button = verb[0].toUpperCase() + verb.slice(1);
+  return html`<${Confirm}
+    title=${`${button} the rollout of ${model}`}
+    button=${button}
+    danger=${verb === "abort"}
+    model=${model}
+    act=${(reason) => post(path("rollouts", model, verb), { reason })}
+    plan=${html`<p>${text}</p>`}
+  />`;
 }
 
 function Rollback({ action }) {
@@ -222,4 +264,4 @@ function Undeploy({ action }) {
   />`;
 }
 
-const FORMS = { deploy: Deploy, rollback: Rollback, load: Load, unload: Unload, hold: Hold, undeploy: Undeploy };
+const FORMS = { deploy: Deploy, rollback: Rollback, rollout: Rollout, load: Load, unload: Unload, hold: Hold, undeploy: Undeploy };

@@ -18,6 +18,8 @@ export function useToken(token) {
   csrfToken = token;
 }
 
+export const csrf = () => csrfToken;
+
 /** Call `handler` when a request is refused because there is no valid session. */
 export function whenSignedOut(handler) {
   onSignedOut = handler;

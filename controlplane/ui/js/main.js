@@ -4,18 +4,20 @@ import { ActionDialog } from "./actions.js";
 import { Empty, ErrorBox } from "./components.js";
 import { html, render, useEffect, useState } from "./html.js";
 import { link, useRoute } from "./router.js";
-import { changed, start, state, stop, useStore } from "./store.js";
+import { changed, may, start, state, stop, useStore } from "./store.js";
 import { Api } from "./views/api.js";
 import { Events } from "./views/events.js";
 import { Fleet } from "./views/fleet.js";
 import { Model } from "./views/model.js";
 import { Models } from "./views/models.js";
+import { Publish } from "./views/publish.js";
 import { SignIn } from "./views/signin.js";
 
 const VIEWS = [
   ["models", "Models"],
   ["fleet", "Fleet"],
   ["events", "Events"],
+  ["publish", "Publish"],
   ["api", "API"],
 ];
 
@@ -23,6 +25,7 @@ const ICONS = {
   models: "M4 5h16v4H4zM4 11h16v4H4zM4 17h16v2H4z",
   fleet: "M4 4h16v6H4zM4 14h16v6H4zM7 7h2M7 17h2",
   events: "M3 12h4l3-8 4 16 3-8h4",
+  publish: "M12 16V4M7 9l5-5 5 5M4 20h16",
   api: "M8 7l-5 5 5 5M16 7l5 5-5 5",
 };
 
@@ -33,6 +36,7 @@ function View({ route }) {
   }
   if (name === "fleet") return html`<${Fleet} />`;
   if (name === "events") return html`<${Events} />`;
+  if (name === "publish") return html`<${Publish} />`;
   if (name === "api") return html`<${Api} />`;
   return html`<section class="view"><${Empty} title="No such page"><a href=${link("models")}>All models</a><//></section>`;
 }
@@ -95,7 +99,7 @@ function App() {
     <aside class="side">
       <a class="brand" aria-label="Triton control plane" href=${link("models")}><img src="icon.svg" alt="" width="26" height="26" /><span>Triton control plane</span></a>
       <nav aria-label="Views">
-        ${VIEWS.map(
+        ${VIEWS.filter(([key]) => key !== "publish" || may("deploy")).map(
           ([key, label]) => html`<a key=${key} href=${link(key)} aria-current=${current === key ? "page" : undefined}>
             <svg viewBox="0 0 24 24" aria-hidden="true"><path d=${ICONS[key]} /></svg><span>${label}</span>
           </a>`,

@@ -9,9 +9,13 @@ import { loadDeployment, loadModel, may, useStore } from "../store.js";
 import { EventTable } from "./events.js";
 import { wrong } from "./fleet.js";
 import { NOT_DEPLOYED } from "./models.js";
+import { RolloutTab } from "./rollout.js";
+import { TryIt } from "./tryit.js";
 
 const TABS = [
   ["overview", "Overview"],
+  ["try", "Try it"],
+  ["rollout", "Rollout"],
   ["versions", "Versions"],
   ["history", "History"],
   ["proof", "Proof"],
@@ -38,7 +42,7 @@ export function Model({ name, tab = "overview", query }) {
   }
   const phase = deployment ? (deployment.status?.phase ?? "Pending") : NOT_DEPLOYED;
   const active = deployment?.status?.servers.map((one) => one.serving_version).find(Boolean);
-  const Section = { overview: Overview, versions: Versions, history: History, proof: ProofTab, configuration: Configuration, events: ModelEvents }[tab] ?? Overview;
+  const Section = { overview: Overview, try: TryIt, rollout: RolloutTab, versions: Versions, history: History, proof: ProofTab, configuration: Configuration, events: ModelEvents }[tab] ?? Overview;
   return html`<section class=${tab === "events" ? "view fill" : "view"}>
     <header class="view-head">
       <div>
