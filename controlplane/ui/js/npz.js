@@ -1,7 +1,8 @@
 // Reads the golden samples of a version: an .npz with an index (controlplane/domain/samples.py).
 
 const READERS = {
-  "<f4": (view, at) => view.getFloat32(at, true),
+  // Nine digits name each 32-bit value; the rest would be noise for people.
+  "<f4": (view, at) => Number(view.getFloat32(at, true).toPrecision(9)),
   "<f8": (view, at) => view.getFloat64(at, true),
   "<f2": (view, at) => half(view.getUint16(at, true)),
   "|i1": (view, at) => view.getInt8(at),
