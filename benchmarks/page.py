@@ -1,7 +1,7 @@
 """The page in Chromium: first paint, filter, and how soon an event is on the screen, with 2,000 idle deployments.
 
-First paint is compared with the raw request for the same first rows, and the delay of an event with a bare reader of the
-same event stream. A filter has no peer; its limit is 100 ms.
+First paint is compared with the raw request for the same first rows, and the delay of an event with a bare reader of
+the same event stream. A filter has no peer; its limit is 100 ms.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -89,14 +90,16 @@ def test_scope_and_models_of_a_key_decide(changed: tuple[Api, dict[str, httpx.Cl
     api.problem(clients["team"].get("/v1/audit", params={"model": "net"}), 403, "forbidden")
 
 
-def test_command_prints_json_lines(
-    changed: tuple[Api, dict[str, httpx.Client], str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_command_prints_json_lines(changed: tuple[Api, dict[str, httpx.Client], str], tmp_path: Path) -> None:
     api, clients, secret = changed
-    monkeypatch.setenv("TRITONCTL_API_KEY", secret)
+    key_file = tmp_path / "key"
+    key_file.write_text(secret)
     register(("audit",))
     runner = CliRunner()
-    done = runner.invoke(app, ["audit", "--url", api.url, "--since", "1h", "--model", "net", "-o", "json"])
+    done = runner.invoke(
+        app,
+        ["audit", "--url", api.url, "--api-key-file", str(key_file), "--since", "1h", "--model", "net", "-o", "json"],
+    )
     assert done.exit_code == 0, done.output
     items = api.ok(clients["root"].get("/v1/audit", params={"model": "net"}))["items"]
     assert [json.loads(line) for line in done.stdout.splitlines()] == items

@@ -37,7 +37,7 @@ def test_a_damaged_file_is_replaced(tmp_path: Path, content: str) -> None:
 def test_two_servers_cannot_have_one_repository(tmp_path: Path) -> None:
     with (
         repository_lock(tmp_path),
-        pytest.raises(ConflictError, match="another control plane runs an embedded Triton"),
+        pytest.raises(ConflictError, match="another control plane or agent uses the model repository"),
         repository_lock(tmp_path),
     ):
         pass

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,7 +96,7 @@ def test_folder_is_published_with_its_paths(api: Api, open_page: OpenPage, tmp_p
 
 
 def test_samples_of_every_type_are_read(api: Api, open_page: OpenPage) -> None:
-    arrays = {
+    arrays: dict[str, Any] = {
         "half": np.array([[0.5, -2.0]], np.float16),
         "double": np.array([[1.25]], np.float64),
         "long": np.array([[-3, 2**40]], np.int64),
