@@ -46,4 +46,4 @@ def test_list_draws_and_asks_for_the_rows_in_view_alone(many: Api, open_page: Op
     expect(page.get_by_role("link", name=name_of(1999))).to_be_visible()
     assert rows.count() < MOST_ROWS
     metrics = {url for url in asked if "/metrics" in url}
-    assert len(metrics) < 3 * MOST_ROWS, "the page asks for the metrics of models that nobody sees"
+    assert len(metrics) < 3 * MOST_ROWS, "the page asks for metrics of models out of view"
