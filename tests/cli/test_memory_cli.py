@@ -71,7 +71,7 @@ def test_load_evicts_another_model_and_why_explains_it(room: Cli) -> None:
     assert "█" in shown
     assert "latest evictions" in shown
     assert "next evictions, if memory is needed (lru): two, three" in shown
-    listed = room.ok("ps").out
+    listed = room.ok("ps", "-o", "wide").out
     row = next(line for line in listed.splitlines() if line.startswith("three"))
     assert "MiB" in row
     assert "on-demand" in row

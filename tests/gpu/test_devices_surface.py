@@ -108,7 +108,7 @@ def test_cli_lists_devices(gpus: Site) -> None:
     gpus.devices()
     gpus.machine.has(count=2, gpu0__lost=15, **gpu(0), **gpu(1, throttle="0x4", ecc_uncorrected=3))
     time.sleep(0.6)
-    shown = gpus.tritonctl("devices")
+    shown = gpus.tritonctl("devices", "-o", "wide")
     assert shown.returncode == 0, shown.stderr
     heading, *rows = [line.split() for line in shown.stdout.splitlines()]
     assert heading[:4] == ["SERVER", "DEVICE", "PRODUCT", "TOTAL"]
