@@ -22,7 +22,8 @@ from controlplane.services.sessions import Session, same_token
 PRINCIPAL = "controlplane.principal"
 """The key in a request's scope that contains the caller; missing if API keys are not required."""
 
-_OTHER_SITES = frozenset({"cross-site", "same-site"})
+OTHER_SITES = frozenset({"cross-site", "same-site"})
+"""Values of ``Sec-Fetch-Site`` with which browsers mark requests from pages of other sites."""
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -129,7 +130,7 @@ def _may_everything(principal: Principal) -> bool:
 
 
 def _check_browser(scope: Scope, headers: Headers, authentication: Authentication) -> None:
-    if scope["method"] not in _SAFE and headers.get("sec-fetch-site") in _OTHER_SITES:
+    if scope["method"] not in _SAFE and headers.get("sec-fetch-site") in OTHER_SITES:
         raise ForbiddenError(
             "the request comes from a page of another site; create an API key, or send the request without a browser"
         )

@@ -90,6 +90,13 @@ def test_unusable_sign_ins_are_refused(guarded: Api, browser: httpx.Client) -> N
     guarded.problem(browser.get("/v1/models"), 401, "unauthenticated")
 
 
+def test_other_site_cannot_sign_a_browser_in(guarded: Api, browser: httpx.Client) -> None:
+    code = guarded.ok(guarded.http.post("/v1/session/codes"))["code"]
+    answer = browser.post("/v1/session", json={"code": code}, headers={"Sec-Fetch-Site": "cross-site"})
+    guarded.problem(answer, 403, "forbidden")
+    assert not browser.cookies
+
+
 def test_guesses_are_limited(tmp_path: Path) -> None:
     with (
         guarded_api(settings_for(tmp_path, embedded=False)) as api,

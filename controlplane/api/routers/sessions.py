@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request, Response
 
 from controlplane.api.answers import json_answer
-from controlplane.api.auth import bearer, cookie_name, session_cookie, session_of
+from controlplane.api.auth import OTHER_SITES, bearer, cookie_name, session_cookie, session_of
 from controlplane.api.dependencies import App
 from controlplane.api.problems import responses
 from controlplane.api.schemas.sessions import SessionView, SignIn, SignInCode
@@ -43,6 +43,9 @@ async def sign_in(request: Request, services: App, body: SignIn) -> Response:
     """
     if not services.keys.enforced:
         return json_answer(_EVERYTHING, headers=_NOT_STORED)
+    if request.headers.get("sec-fetch-site") in OTHER_SITES:
+        # Otherwise another site could sign a browser in with its own key, and see what the person does with it.
+        raise ForbiddenError("the sign-in comes from a page of another site; open the control plane's own page")
     if bool(body.api_key) == bool(body.code):
         raise InvalidInputError("send either an API key (api_key) or a sign-in code (code)")
     address = request.client.host if request.client else ""
