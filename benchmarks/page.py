@@ -82,7 +82,7 @@ def first_paint(page: Page, api: Api, repetitions: int) -> Row:
 
 
 def filtered(page: Page, count: int, repetitions: int) -> Row:
-    page.wait_for_function(f"document.querySelector('.vtable')?.getAttribute('aria-rowcount') === '{count + 1}'")
+    page.locator(f".vtable[aria-rowcount='{count + 1}']").wait_for()
     seen = []
     for _ in range(repetitions):
         seen.append(page.evaluate(_FILTER, name_of(count - 1)) / 1000)
