@@ -80,6 +80,8 @@ async def _serve(settings: Settings, ready_file: Path, on_ready: Callable[[dict[
                 uvicorn.Config(
                     plane.fastapi,
                     http=bounded_protocol(limits),
+                    proxy_headers=bool(settings.api.trusted_proxies),
+                    forwarded_allow_ips=[str(network) for network in settings.api.trusted_proxies],
                     log_config=None,
                     access_log=False,
                     lifespan="off",

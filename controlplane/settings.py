@@ -11,7 +11,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -414,6 +414,11 @@ class ApiSettings(_Group):
         default=10.0, gt=0, description="Timeout for receiving the headers of a request."
     )
     body_idle_seconds: float = Field(default=30.0, gt=0, description="Maximum pause while a request body is received.")
+    trusted_proxies: tuple[IPvAnyNetwork, ...] = Field(
+        default=(),
+        description="Addresses or networks of reverse proxies whose X-Forwarded-For and X-Forwarded-Proto headers are "
+        "believed; empty: none, and limits by address apply to the proxy.",
+    )
     tls: TlsSettings = TlsSettings()
 
 

@@ -65,6 +65,19 @@ class Authenticator:
         scope[PRINCIPAL] = principal
 
 
+async def check_again(scope: Scope) -> None:
+    """Check that a request which is still being answered would be admitted now, for streams without an end.
+
+    What a key permits never changes, so it is enough that the key, and the session if it has one, are still valid.
+
+    Raises:
+        UnauthenticatedError: The key was revoked or has expired, the session has ended, or keys are required by now.
+    """
+    services: Services = scope["app"].state.services
+    if services.keys.enforced:
+        await services.keys.authenticate(_key_of(scope, Headers(scope=scope), services))
+
+
 def cookie_name(headers: Headers) -> str:
     """Return the name of the session's cookie. Browsers send cookies to all ports of a host, so it has the port."""
     port = headers.get("host", "").rpartition(":")[2]

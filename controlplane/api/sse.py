@@ -2,7 +2,11 @@
 
 from collections.abc import AsyncIterator
 
+from fastapi import Request
 from fastapi.responses import StreamingResponse
+
+from controlplane.api.auth import check_again
+from controlplane.errors import UnauthenticatedError
 
 HEARTBEAT_SECONDS = 15.0
 """A comment line is sent after this many seconds of silence, so that proxies keep the connection."""
@@ -19,8 +23,19 @@ def event(name: str, data: str, event_id: str = "") -> str:
 HEARTBEAT = ": keep-alive\n\n"
 
 
-def stream(lines: AsyncIterator[str]) -> StreamingResponse:
-    """Return the response that sends events as they occur."""
+def stream(request: Request, lines: AsyncIterator[str]) -> StreamingResponse:
+    """Return the response that sends events as they occur, until the caller's key or session ends."""
     return StreamingResponse(
-        lines, media_type=MEDIA_TYPE, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        _admitted(request, lines),
+        media_type=MEDIA_TYPE,
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
+
+
+async def _admitted(request: Request, lines: AsyncIterator[str]) -> AsyncIterator[str]:
+    async for line in lines:
+        try:
+            await check_again(request.scope)
+        except UnauthenticatedError:
+            return  # a client that asks again gets the reason
+        yield line

@@ -1,6 +1,7 @@
 """Sessions of browsers, and the files of the page, over the real API."""
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from controlplane.api import sse
 from controlplane.api.page import FOLDER
 from tests.support.api import Api, settings_for
 from tests.support.keys import guarded_api, made
@@ -71,6 +73,27 @@ def test_session_ends_with_its_key_and_with_sign_out(guarded: Api, browser: http
     guarded.ok(guarded.http.delete("/v1/keys/dora"))
     guarded.problem(browser.get("/v1/models"), 401, "unauthenticated")
     assert not guarded.ok(browser.get("/v1/session"))["signed_in"]
+
+
+def test_event_stream_ends_with_its_key(guarded: Api, browser: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "HEARTBEAT_SECONDS", 0.1)
+    sign_in(guarded, browser, "edda", "read")
+    with browser.stream("GET", "/v1/events?follow=true") as events:
+        assert events.status_code == 200
+        lines = events.iter_lines()
+        assert sum(1 for line in itertools.islice(lines, 6) if line) >= 3
+        guarded.ok(guarded.http.delete("/v1/keys/edda"))
+        for _ in lines:  # what was on its way; without the check this never ends
+            pass
+    guarded.problem(browser.get("/v1/events?follow=true"), 401, "unauthenticated")
+
+
+def test_cookie_is_secure_if_the_page_is_encrypted(guarded: Api, browser: httpx.Client) -> None:
+    secret, holder = made(guarded, guarded.http, "finn", "read")
+    holder.close()
+    for origin, secure in ((str(browser.base_url), False), ("https://models.example.org", True)):
+        answer = browser.post("/v1/session", json={"api_key": secret}, headers={"Origin": origin})
+        assert ("; secure" in answer.headers["set-cookie"].lower()) is secure
 
 
 def test_sign_in_code_works_once(guarded: Api, browser: httpx.Client) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 from tests.faults.cases import Case, Trial
+from tests.faults.clients import RefusedError
 from tests.faults.stage import MOVING
 from tests.support.faultproxy import Action, Fault, FaultProxy
 
@@ -56,12 +57,19 @@ def wrong_bytes(trial: Trial) -> None:
         newest = published.version
         # The manifest, and sometimes only the file: the loop reads the former, the fetch reads the latter.
         of = stage.rng.choice(("blobs/", published.sha256))
+        refused = False
         with _proxy(trial).lasting(Fault(Action.FLIP, "GET", contains=of)):
             for folder in cache.iterdir():
                 shutil.rmtree(folder)
-            stage.work.deploy(MOVING, newest)
+            try:
+                stage.work.deploy(MOVING, newest)
+            except RefusedError as error:  # the request itself reads the manifest
+                if error.code != "digest-mismatch":
+                    raise
+                refused = True
             trial.sightings.wait(60)
         trial.lifted()
+        trial.heals(lambda: not refused or stage.deploys(newest))
         trial.heals(lambda: stage.asker.ask(MOVING) == newest)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 
 from controlplane.api import sse
 from controlplane.api.answers import json_answer
@@ -90,7 +90,7 @@ async def get_operation(services: App, asker: Asker, operation_id: OperationId, 
     response_class=Response,
     responses=responses(also=_EVENTS),
 )
-async def follow_operation(services: App, asker: Asker, operation_id: OperationId) -> Response:
+async def follow_operation(request: Request, services: App, asker: Asker, operation_id: OperationId) -> Response:
     """Follow an operation: an event `operation` for each change until it ends."""
     await _operation(services, asker, operation_id)
     if services.deployments.is_operation(operation_id):
@@ -102,7 +102,7 @@ async def follow_operation(services: App, asker: Asker, operation_id: OperationI
         async for operation in states:
             yield sse.HEARTBEAT if operation is None else sse.event("operation", operation.model_dump_json())
 
-    return sse.stream(lines())
+    return sse.stream(request, lines())
 
 
 @router.post(
@@ -137,6 +137,7 @@ async def cancel_operation(services: App, asker: Asker, operation_id: OperationI
     },
 )
 async def list_events(
+    request: Request,
     services: App,
     asker: Asker,
     after: Annotated[int, Query(ge=0, le=2**53, description="Only events with a greater ID.")] = 0,
@@ -172,4 +173,4 @@ async def list_events(
             elif wanted(event):
                 yield sse.event("event", event.model_dump_json(), str(event.id))
 
-    return sse.stream(lines())
+    return sse.stream(request, lines())

@@ -59,7 +59,7 @@ async def sign_in(request: Request, services: App, body: SignIn) -> Response:
         max_age=int(LIFETIME_SECONDS),
         httponly=True,
         samesite="strict",
-        secure=request.url.scheme == "https",
+        secure=_is_encrypted(request),
     )
     return answer
 
@@ -84,3 +84,8 @@ async def create_sign_in_code(request: Request, services: App) -> Response:
         raise InvalidInputError("send the API key that the session is for as `Authorization: Bearer KEY`")
     code = services.sessions.code(key) if services.keys.enforced else ""
     return json_answer(SignInCode(code=code, expires_in_seconds=CODE_SECONDS), headers=_NOT_STORED)
+
+
+def _is_encrypted(request: Request) -> bool:
+    # A browser names the page's own scheme in Origin, also where a proxy that we need not trust ends TLS.
+    return "https" in {request.url.scheme, request.headers.get("origin", "").partition(":")[0]}
