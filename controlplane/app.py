@@ -418,7 +418,7 @@ class ControlPlane:
             holds=Holds(registry.holds, deployments, memory, reconciler),
             large_json=large_json,
             inference=inference,
-            servers=Servers(reconciler),
+            servers=Servers(reconciler, registry.cordons),
             devices=Devices(servers),
             monitoring=Monitoring(
                 Monitor([_source(server) for server in servers], settings.monitoring),

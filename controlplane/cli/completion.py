@@ -1,4 +1,4 @@
-"""Completion of model names from the running control plane; fast, and silent if none runs."""
+"""Completion of the names of models and servers from the running control plane; fast, and silent if none runs."""
 
 import json
 from urllib.parse import urlsplit
@@ -25,6 +25,11 @@ def deployments(context: typer.Context, incomplete: str) -> list[str]:
         for entry in _items(context, "/v1/deployments?limit=200")
         if entry["model"].startswith(incomplete)
     ]
+
+
+def servers(context: typer.Context, incomplete: str) -> list[str]:
+    """Complete the name of a Triton server."""
+    return [entry["name"] for entry in _items(context, "/v1/servers") if entry["name"].startswith(incomplete)]
 
 
 def _items(context: typer.Context, path: str) -> list[dict[str, str]]:

@@ -67,6 +67,7 @@ COMMANDS = {
     "monitoring": ("metrics",),
     "inference": ("infer",),
     "servers": ("servers", "events"),
+    "cordons": ("cordon", "drain", "uncordon"),
     "gateway": ("gateway",),
     "page": ("ui",),
     "devices": ("devices",),

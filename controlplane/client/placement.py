@@ -36,6 +36,24 @@ class Move(Record):
     why: str = ""
 
 
+class Stay(Record):
+    """A replica without a place on another server."""
+
+    model: str
+    why: str = ""
+
+
+class DrainPlan(Record):
+    """What the drain of a server would do."""
+
+    server: str
+    force: bool = False
+    moves: tuple[Move, ...] = ()
+    ends: tuple[Stay, ...] = ()
+    stays: tuple[Stay, ...] = ()
+    seconds: float = 0.0
+
+
 class Defragmentation(Record):
     """Moves with their gain and their cost."""
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from controlplane.domain.conditions import Condition
+from controlplane.domain.cordons import CordonStatus
 from controlplane.domain.health import HealthSummary
 from controlplane.domain.tolerance import OutputComparison
 
@@ -124,6 +125,9 @@ class ServerStatus(BaseModel):
         default=True, description="Whether an instance manages the server; a server without one gets no requests."
     )
     triton_version: str = Field(default="", description="Triton's version; empty until the server has answered.")
+    cordon: CordonStatus | None = Field(
+        default=None, description="Set if the server takes no new replicas; null if it takes them."
+    )
     models: tuple[LoadedVersion, ...] = Field(
         default=(), description="The loaded models according to its repository index."
     )

@@ -21,6 +21,10 @@ class Access(Protocol):
         """
         ...
 
+    async def wait_changed(self) -> None:
+        """Wait until `direct` may return something else. The expiry of a key does not count."""
+        ...
+
     async def admit(self, token: str | None, model: str | None, client: str) -> None:
         """Admit a request or raise an error.
 

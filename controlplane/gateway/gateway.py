@@ -329,20 +329,25 @@ class Gateway:
 
     async def _follow(self) -> None:
         while True:
-            changed = asyncio.create_task(self._reconciler.wait_routes())
-            moved = asyncio.create_task(self.activator.splits.changed.wait())
+            changes = [
+                asyncio.create_task(self._reconciler.wait_routes()),
+                asyncio.create_task(self.activator.splits.changed.wait()),
+                asyncio.create_task(self._access.wait_changed()),
+            ]
+            await asyncio.sleep(0)  # all of them wait before anything is read, so that no change is missed
             try:
                 pauses = self._reconciler.pauses  # read before the routes: after a pause in between they are not used
                 self._open_routes.set(self._reconciler.routes(), pauses)
                 await self._apply()
-                # The timeout is needed because an HAProxy that has just started may have missed the latest change.
-                await asyncio.wait({changed, moved}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
+                # The timeout is needed because an HAProxy that has just started may have missed the latest change, and
+                # because keys expire.
+                await asyncio.wait(changes, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
             except Exception:
                 # Outermost handler of the loop: an unexpected error must not leave clients without a gateway.
                 logger.exception("unexpected error in the gateway loop")
             finally:
-                changed.cancel()
-                moved.cancel()
+                for change in changes:
+                    change.cancel()
             await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _started(self) -> None:

@@ -4,8 +4,9 @@ The rules, in order:
 
 1. Assignments that may not stay are dropped: models that were removed, and servers that were removed, are in trouble,
    cannot load the model, or lack the required labels, devices or memory. Everything else stays: a plan never moves a
-   replica only for a better layout (`defragment` weighs gains and costs). Replicas on a draining server move if they
-   fit into a gap (3), and otherwise stay rather than share memory elsewhere (4).
+   replica only for a better layout (`defragment` weighs gains and costs). Replicas on a draining server move; `Vacate`
+   says which of them stay if no other server has a gap (3), memory to share (4) or room after a rearrangement (5).
+   Replicas on a cordoned server stay.
 2. Guaranteed workloads are placed before others, higher priorities before lower ones, larger before smaller.
 3. Each replica is placed by these criteria, in this order: where it fits into a gap; on a GPU, if it can use one; in
    the zone with the fewest of its replicas; where it is loaded, else where its files are cached; in the smallest gap
@@ -21,7 +22,7 @@ The rules, in order:
 Pure and deterministic: the same arguments give the same plan.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from operator import is_
 from typing import TypeVar
 
@@ -29,7 +30,7 @@ from controlplane.domain.units import size_text
 from controlplane.placement.capacity import CapacityIndex
 from controlplane.placement.fit import Fitter
 from controlplane.placement.rearrange import rearrange
-from controlplane.placement.types import GPU, NO_HINTS, Assignment, Hints, Plan, Server, ServerUsage, Workload
+from controlplane.placement.types import GPU, NO_HINTS, Assignment, Hints, Plan, Server, ServerUsage, Vacate, Workload
 
 _T = TypeVar("_T")
 
@@ -163,7 +164,7 @@ class _Planner:
         while len(self.board.assignments.get(model, ())) < min(workload.min_replicas, workload.replicas):
             assignment = (
                 self.finder.find(workload, fitting=True)
-                or self._back(workload)
+                or self._back(workload, Vacate.GAPS)
                 or self.finder.find(workload, fitting=False)
             )
             if assignment is not None:
@@ -177,27 +178,33 @@ class _Planner:
         if workload.model in self.unplaced:
             return
         while len(self.board.assignments.get(workload.model, ())) < workload.replicas:
-            assignment = self.finder.find(workload, fitting=True) or self._back(workload)
+            assignment = self.finder.find(workload, fitting=True) or self._back(workload, Vacate.GAPS)
             if assignment is None:
                 return
             self.board.take(workload.model, assignment)
 
-    def _back(self, workload: Workload) -> Assignment | None:
-        """Return the assignment on a draining server that a replica keeps because no other server has a gap for it."""
+    def _back(self, workload: Workload, vacate: Vacate) -> Assignment | None:
+        """Return the assignment that a replica keeps on a server that is drained so far and no further."""
         taken = {assignment.server for assignment in self.board.assignments.get(workload.model, ())}
         for assignment in self.aside.get(workload.model, ()):
             server = self.servers.get(assignment.server)
-            if server is not None and server.drained and assignment.server not in taken:
+            if server is None or not server.drained or server.vacate is not vacate:
+                continue
+            if assignment.server not in taken:
                 stays = self.finder.stays(workload, assignment, drained=True)
                 if stays is not None:
                     return stays
         return None
 
     def _make_room(self, workload: Workload) -> bool:
-        """Rearrange guaranteed assignments to place one more guaranteed replica; lower priorities give way."""
-        if not workload.guaranteed:
-            return False
-        found = rearrange(self.board, workload, self.workloads)
+        """Rearrange guaranteed assignments to place one more guaranteed replica; lower priorities give way.
+
+        A replica on a server that is drained by an operator stays there rather than displace others.
+        """
+        found = rearrange(self.board, workload, self.workloads) if workload.guaranteed else None
+        if (found is None or found.out) and (back := self._back(workload, Vacate.ANYWHERE)) is not None:
+            self.board.take(workload.model, back)
+            return True
         if found is None:
             return False
         touched = found.assignments.keys() | found.out
@@ -220,7 +227,7 @@ class _Planner:
         matching = [self.servers[name] for name in (sorted(self.servers) if names is None else names)]
         able = [server for server in matching if self.board.allowed(workload, server)]
         down = [server for server in able if server.trouble and server.name not in taken]
-        self.unplaced[model] = _unplaced_reason(self.board, workload, matching, able, len(taken))
+        self.unplaced[model] = _unplaced_reason(self.board, workload, matching, able, taken)
         held = {assignment.server: assignment for assignment in self.aside.get(model, ())}
         down.sort(key=lambda server: (server.name not in held, server.name))
         for server in down if not taken else ():
@@ -252,9 +259,17 @@ class _Planner:
 
 
 def _unplaced_reason(
-    board: CapacityIndex, workload: Workload, matching: Sequence[Server], able: Sequence[Server], placed: int
+    board: CapacityIndex, workload: Workload, matching: Sequence[Server], able: Sequence[Server], taken: Set[str]
 ) -> str:
-    """Return why a model has fewer replicas than its minimum."""
+    """Return why a model has fewer replicas than its minimum.
+
+    Args:
+        board: The plan in progress.
+        workload: The model.
+        matching: The servers with the required labels.
+        able: Those of them with the required devices that can load it.
+        taken: The servers where replicas of it are placed.
+    """
     labels = ", ".join(f"{key}={value}" for key, value in workload.selector)
     if not board.servers:
         return "there is no Triton server to run it"
@@ -272,18 +287,23 @@ def _unplaced_reason(
         return f"the only server{with_labels} does not have {_asked_for(workload)}"
     if not able:
         return f"none of the {len(matching)} servers{with_labels} has {_asked_for(workload)}"
-    wanted = min(workload.min_replicas, workload.replicas)
-    healthy = [server for server in able if not server.trouble]
-    if not healthy:
+    least, placed = min(workload.min_replicas, workload.replicas), len(taken)
+    answering = [server for server in able if not server.trouble]
+    if not answering:
         return f"no suitable server answers: {'; '.join(server.trouble for server in able[:3])}"
+    healthy = [server for server in answering if server.name in taken or not server.closed]
+    closed = "; ".join(f"{server.name}: {server.closed}" for server in answering if server not in healthy)
+    if not healthy:
+        return f"no suitable server takes new replicas ({closed})"
     if placed and placed >= len(healthy):
-        return f"{wanted} replicas need different servers, and only {len(healthy)} can run it"
+        besides = f" ({closed})" if closed else ""
+        return f"{least} replicas need different servers, and only {len(healthy)} can run it{besides}"
     need = max(workload.bytes[board.pools_for(workload, server)[0].kind] for server in healthy)
     most = max(
         (board.guaranteed_gap(server.name, pool) for server in healthy for pool in board.pools_for(workload, server)),
         default=0,
     )
-    replicas = f"{placed} of {wanted} replicas are placed; another one" if placed else "it"
+    replicas = f"{placed} of {least} replicas are placed; another one" if placed else "it"
     guaranteed = (
         " besides pinned models"
         if any(board.server_usage.get(server.name, ServerUsage()).guaranteed for server in healthy)

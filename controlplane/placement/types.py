@@ -8,6 +8,7 @@ they may need more than fits at once, and eviction decides which are loaded.
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 CPU, GPU = "cpu", "gpu"
 UNLIMITED = 1 << 62
@@ -41,6 +42,18 @@ class Pool:
         return CPU if self.gpu is None else GPU
 
 
+class Vacate(StrEnum):
+    """How far a server that is drained goes to have its replicas elsewhere."""
+
+    GAPS = "gaps"
+    """They move into gaps on other servers, and stay if there are none."""
+    ANYWHERE = "anywhere"
+    """They also move onto memory that others share, or others are rearranged. The minimum of a model stays if no other
+    server can have it; replicas beyond the minimum end."""
+    ALWAYS = "always"
+    """None stays, whether or not another server can have it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """A server that models can be placed on.
@@ -51,8 +64,9 @@ class Server:
         zone: Its failure domain; servers of one zone may fail together.
         labels: The labels that node selectors are matched with.
         trouble: Why it cannot take replicas now; empty if it can.
-        drained: Why it is being drained; empty if it is not. Its replicas move into gaps on other servers, and stay if
-            there are none.
+        drained: Why it is being drained; empty if it is not. Its replicas move to other servers.
+        vacate: How far the drain goes.
+        cordoned: Why it takes no new replicas, although those that it has stay; empty if it takes them.
     """
 
     name: str
@@ -61,11 +75,13 @@ class Server:
     labels: Mapping[str, str] = field(default_factory=dict)
     trouble: str = ""
     drained: str = ""
+    vacate: Vacate = Vacate.GAPS
+    cordoned: str = ""
 
     @property
-    def closed(self) -> bool:
-        """Whether no further replica may be placed on it."""
-        return bool(self.trouble or self.drained)
+    def closed(self) -> str:
+        """Why no further replica may be placed on it; empty if one may."""
+        return self.trouble or self.drained or self.cordoned
 
     @property
     def has_gpu(self) -> bool:

@@ -1,8 +1,9 @@
-"""Views of a defragmentation for the API and the CLI. Frozen values; sizes in bytes."""
+"""Views of a defragmentation and of a drain for the API and the CLI. Frozen values; sizes in bytes."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from controlplane.placement.defragment import Defragmentation
+from controlplane.placement.drain import DrainPlan
 
 
 class _View(BaseModel):
@@ -61,4 +62,50 @@ def defragmentation_view(found: Defragmentation, *, dry_run: bool) -> Defragment
         largest_gap_after=dict(found.largest_after),
         shared_before=found.shared_before,
         shared_after=found.shared_after,
+    )
+
+
+class StayView(_View):
+    """A replica that cannot move."""
+
+    model: str = Field(description="The model.")
+    why: str = Field(description="The reason.")
+
+
+class DrainPlanView(_View):
+    """What the drain of a server would do. Nothing was changed."""
+
+    server: str = Field(description="The server that would be drained.")
+    force: bool = Field(description="Whether replicas that have no place on another server are unloaded.")
+    moves: tuple[MoveView, ...] = Field(
+        description="Replicas that move, each loaded on the other server before it is unloaded; also from other "
+        "servers, to make room."
+    )
+    ends: tuple[StayView, ...] = Field(description="Replicas that are unloaded without a move.")
+    stays: tuple[StayView, ...] = Field(description="Replicas that stay because no other server can have them.")
+    seconds: float = Field(description="Seconds of loading, summed over all moves.")
+
+
+def drain_plan_view(found: DrainPlan, server: str, *, force: bool) -> DrainPlanView:
+    """Return the view of a drain plan."""
+    moves = tuple(
+        MoveView(
+            model=move.model,
+            from_server=move.source.server,
+            from_devices=move.source.devices,
+            to_server=move.target.server,
+            to_devices=move.target.devices,
+            bytes=move.target.bytes,
+            seconds=round(move.seconds, 3),
+            why=move.target.why,
+        )
+        for move in found.moves
+    )
+    return DrainPlanView(
+        server=server,
+        force=force,
+        moves=moves,
+        ends=tuple(StayView(model=model, why=why) for model, why in found.ends.items()),
+        stays=tuple(StayView(model=model, why=why) for model, why in found.stays.items()),
+        seconds=round(sum(move.seconds for move in moves), 3),
     )

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
+from controlplane.domain.cordons import Cordons
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
 from controlplane.domain.health import ServerHealth
 from controlplane.domain.names import CANDIDATE_SUFFIX
@@ -30,12 +31,18 @@ from controlplane.lifecycle.history import Backoff
 from controlplane.lifecycle.traffic import TrafficDrainer
 from controlplane.memory.scheduler import MemoryScheduler
 from controlplane.memory.views import ExplanationView, LoadPlanView, ModelMemoryView, ServerMemory
-from controlplane.placement.views import DefragmentationView, defragmentation_view
+from controlplane.placement.views import (
+    DefragmentationView,
+    DrainPlanView,
+    defragmentation_view,
+    drain_plan_view,
+)
 from controlplane.placement.wanted import PoolDemand
 from controlplane.reconciler.audit import Audit
 from controlplane.reconciler.authority import Authority, driven_servers
 from controlplane.reconciler.auto_rollback import AutoRollback
 from controlplane.reconciler.condition_history import ConditionHistory
+from controlplane.reconciler.cordons import CordonKeeper
 from controlplane.reconciler.cycle import Cycle, CycleReport
 from controlplane.reconciler.desired_state_reader import DesiredStateReader
 from controlplane.reconciler.driver import ReplicaDriver
@@ -47,6 +54,7 @@ from controlplane.reconciler.loop_metrics import LoopMetrics, PropagationLag
 from controlplane.reconciler.loop_state import LoopState
 from controlplane.reconciler.messages import (
     ActionFinished,
+    CordonsRead,
     CycleTimer,
     DesiredStateChanged,
     DesiredStateRead,
@@ -214,7 +222,16 @@ class Reconciler:
         self._rememberer = ConditionHistory(
             self._state, self._background, registry.condition_log, status=self.status, leading=leading
         )
-        self._answers = ReconcilerQueries(self._state, self._desired_state, registry, preview=self._placer.preview)
+        self._cordons = CordonKeeper(
+            self._state,
+            registry.cordons,
+            post=self._post,
+            hints=self._placer.hints,
+            max_age_seconds=settings.interval_seconds,
+        )
+        self._answers = ReconcilerQueries(
+            self._state, self._desired_state, registry, preview=self._placer.preview, cordon=self._cordons.status
+        )
         self._audit = Audit(self._state, self._placer, self._driver, self._routes, self._answers)
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
         self._changed = asyncio.Event()
@@ -245,6 +262,7 @@ class Reconciler:
         await self._background.stop()
         await self._reader.stop()
         await self._holds.stop()
+        await self._cordons.stop()
         self._owner = self._loop = None
         self._executor.close()
         self._freshness.stop()
@@ -474,6 +492,18 @@ class Reconciler:
         """Return the demand of each pool of servers; empty if this process does not lead. No I/O."""
         return self._placer.pools() if self._authority.owns else {}
 
+    def cordons_changed(self, number: int, cordons: Cordons) -> None:
+        """Apply the cordons of a revision that was just committed, before the bucket is read again."""
+        self._post(CordonsRead(number, cordons))
+
+    def plan_drain(self, server: str, *, force: bool) -> DrainPlanView:
+        """Return what the drain of a server would do. No I/O; changes nothing.
+
+        Raises:
+            NotFoundError: No server has this name, or none is placed yet.
+        """
+        return drain_plan_view(self._cordons.plan(server, force=force), server, force=force)
+
     def defragment(self, *, dry_run: bool, limit: int) -> DefragmentationView:
         """Move replicas if the gain exceeds the cost, or only return the moves. No I/O: the moves follow later."""
         found = self._placer.defragment(dry_run=dry_run, limit=limit)
@@ -625,6 +655,8 @@ class Reconciler:
                 self._state.touch(models)
                 for server in self._state.servers.values():
                     server.scheduler.unjudged.update(models & server.scheduler.models.keys())
+            case CordonsRead():
+                self._cordons.apply(message)
             case RepositoryCleaned():
                 self._observer.cleaned(message)
             case LeaseChanged(held=held):
@@ -643,6 +675,8 @@ class Reconciler:
         self._freshness.check_driven()
         self._reader.read(None)
         self._holds.read()
+        self._cordons.read()
+        self._cordons.look()
         for server in self._state.servers.values():
             self._background.clean(server)
             self._background.look(server)

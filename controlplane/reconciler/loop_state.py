@@ -40,6 +40,7 @@ class LoopState:
         read_epoch: The lease's epoch in which all deployments were last read; None before the first read.
         moved: Servers whose health or capacity may have changed since the newest cycle.
         graph: Pipelines and their members.
+        cordons_known: Whether the cordons were read; before that, nothing is placed.
     """
 
     servers: dict[str, TrackedServer]
@@ -55,6 +56,7 @@ class LoopState:
     read_epoch: int | None = None
     moved: set[str] = field(default_factory=set)
     graph: MemberGraph = field(default_factory=MemberGraph)
+    cordons_known: bool = False
     _followers: list[set[str]] = field(default_factory=list)
     _movers: list[set[str]] = field(default_factory=list)
 

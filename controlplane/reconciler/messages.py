@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass, field
 
+from controlplane.domain.cordons import Cordons
 from controlplane.lifecycle.desired import DesiredDeployment
 from controlplane.lifecycle.executor import Outcome
 from controlplane.lifecycle.replica import Replica
@@ -78,6 +79,15 @@ class HoldsChanged:
 
 
 @dataclass(frozen=True)
+class CordonsRead:
+    """The cordons of revision ``number`` were read or committed; None: they cannot be read, and ``why``."""
+
+    number: int
+    cordons: Cordons | None
+    why: str = ""
+
+
+@dataclass(frozen=True)
 class Replaced:
     """The placement was changed outside the cycle."""
 
@@ -128,6 +138,7 @@ Message = (
     | LoadRequested
     | SnapshotRequested
     | HoldsChanged
+    | CordonsRead
     | Replaced
     | FootprintsKept
     | RepositoryCleaned

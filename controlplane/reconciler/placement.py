@@ -30,6 +30,7 @@ from controlplane.placement.types import (
     Pool,
     Server,
     ServerUsage,
+    Vacate,
     Workload,
 )
 from controlplane.placement.wanted import NO_POOL, PoolDemand, wanted_servers
@@ -115,7 +116,7 @@ class PlacementController:
             self._state.plan = plan(before, servers, others)
         new = {model for model in touched | seated if model in workloads and model not in self._state.plan.assignments}
         hinted = seated or strayed or workloads is not before.workloads
-        hints = self._hints(new | seated) if hinted else NO_HINTS
+        hints = self.hints(new | seated) if hinted else NO_HINTS
         self._state.plan = made = plan(self._state.plan, servers, workloads, hints)
         settled = touched | seated
         if made is not before:
@@ -258,7 +259,7 @@ class PlacementController:
         for server in self._state.servers.values():
             for model, model_state in server.scheduler.model_states.items():
                 rates[model] = rates.get(model, 0.0) + model_state.demand.usage.rate_per_second
-        cached = self._hints(self._state.plan.assignments.keys()).cached
+        cached = self.hints(self._state.plan.assignments.keys()).cached
         found = defragment(self._state.plan, Hints(cached=cached, rates=rates), limit=limit)
         if not dry_run and found.moves:
             before, self._state.plan = self._state.plan, found.plan
@@ -321,7 +322,12 @@ class PlacementController:
         }
 
     def _ready(self, now: datetime) -> bool:
-        """Return whether every server was observed and measured once or timed out, so that loaded models stay."""
+        """Return whether the cordons are known, and every server was observed and measured once or timed out.
+
+        So loaded models stay where they are, and no model is placed on a cordoned server.
+        """
+        if not self._state.cordons_known:
+            return False
         if self._looked_at_all:
             return True
         patient = self._began is not None and now - self._began < timedelta(
@@ -344,8 +350,9 @@ class PlacementController:
         for name in sorted(moved):
             server, known = self._state.servers[name], before.get(name)
             managed = server.managed
-            trouble, drained = self._trouble(server, known, now), server.guard.draining
-            made = Server(name, _pools(server), managed.zone, managed.labels, trouble, drained)
+            made = Server(
+                name, _pools(server), managed.zone, managed.labels, self._trouble(server, known, now), *_closing(server)
+            )
             if made != known:
                 changed[name] = made
         if not changed:
@@ -475,8 +482,8 @@ class PlacementController:
             return sizes
         return {GPU: schedulers[0].size(prepared, model, (_SOME_GPU,)).footprint.reserve_bytes} if schedulers else sizes
 
-    def _hints(self, models: Set[str]) -> Hints:
-        """Return where models without a placement are loaded, or have their files."""
+    def hints(self, models: Set[str]) -> Hints:
+        """Return where models, and those without a place, are loaded or have their files."""
         loaded: dict[str, dict[str, tuple[str, ...]]] = {}
         cached: dict[str, set[str]] = {}
         for name, server in self._state.servers.items():
@@ -549,6 +556,8 @@ class PlacementController:
         if server.away or unit.facts is None or not unit.facts.loaded or (before is not None and not before.here):
             return False
         workload, place = self._state.plan.workloads[model], self._state.plan.servers[server.name]
+        if place.drained and place.vacate is Vacate.ALWAYS and not self._state.plan.assignments.get(model):
+            return False
         if not workload.guaranteed:
             return True
         guaranteed = self._state.plan.server_usage.get(server.name, ServerUsage()).guaranteed
@@ -602,17 +611,28 @@ class PlacementController:
 
 
 def _provisional(made: Plan, workload: Workload) -> tuple[Assignment, ...]:
-    """Return the largest devices that a workload could use if they were empty; empty if no server has suitable ones."""
+    """Return the largest devices that a workload could use if they were empty; empty if no server has suitable ones.
+
+    A server that takes no new replicas is none of them, unless it is in trouble: its memory is not the reason.
+    """
     able = []
     for name, server in made.servers.items():
         pools = sorted(CapacityIndex.pools_for(workload, server), key=lambda pool: (-pool.bytes, pool.name))
-        if pools and CapacityIndex.labelled(workload, server):
+        if pools and CapacityIndex.labelled(workload, server) and not (server.drained or server.cordoned):
             chosen = tuple(pool.name for pool in pools[: replica_devices(workload, pools)])
             able.append((not server.trouble, pools[0].bytes, name, chosen))
     if not able:
         return ()
     _, _, name, devices = max(able)
     return (Assignment(name, devices, 0, why=made.unplaced.get(workload.model, "")),)
+
+
+def _closing(server: TrackedServer) -> tuple[str, Vacate, str]:
+    """Return why a server is drained, how far, and why it is cordoned."""
+    cordon = server.cordon
+    if cordon is not None and cordon.drain:
+        return cordon.sentence, Vacate.ALWAYS if cordon.force else Vacate.ANYWHERE, ""
+    return server.guard.draining, Vacate.GAPS, cordon.sentence if cordon else ""
 
 
 def _runnable(desired_deployment: DesiredDeployment) -> PreparedVersion | None:

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from pydantic import TypeAdapter
 
+from controlplane.domain.cordons import CordonStatus
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
 from controlplane.domain.health import ServerHealth
 from controlplane.domain.names import Reference
@@ -50,6 +51,7 @@ class ReconcilerQueries:
         desired_state: Prepares versions that are not deployed.
         registry: The bucket.
         preview: Returns the servers on which a version would be placed, and why on none.
+        cordon: Returns the cordon of a server.
 
     Attributes:
         computed: How many statuses were computed.
@@ -62,8 +64,10 @@ class ReconcilerQueries:
         registry: Registry,
         *,
         preview: Callable[[str, PreparedVersion, DeploymentSettings], tuple[tuple[Assignment, ...], str]],
+        cordon: Callable[[TrackedServer], CordonStatus | None],
     ) -> None:
         self._state = state
+        self._cordon = cordon
         self._preview = preview
         self._desired_state = desired_state
         self._registry = registry
@@ -174,7 +178,7 @@ class ReconcilerQueries:
 
     def servers(self) -> tuple[ServerStatus, ...]:
         """Return the newest status of the servers."""
-        return tuple(server.status() for server in self._state.servers.values())
+        return tuple(server.status(self._cordon(server)) for server in self._state.servers.values())
 
     def outage_seconds(self, model: str) -> float:
         """Return how long no server of a model has been reachable; 0 if one is, or the model could be placed on one.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from controlplane.domain.advisories import warnings_for
+from controlplane.domain.cordons import Cordon, CordonStatus
 from controlplane.domain.rollout.strategy import StrategyKind
 from controlplane.domain.states import Phase, ServerState, ServerStatus
 from controlplane.lifecycle.actions import Action, Load, Prove
@@ -83,6 +84,8 @@ class TrackedServer:
         server_health: Health state.
         undriven: Why no instance drives it; empty if one does.
         advised: The version of Triton whose advisories were reported.
+        cordon: An operator's decision that it takes no new replicas; None if it takes them.
+        vacated: Whether it was reported that its drain is complete.
         guard: Drains and restarts it when it has leaked too much memory.
         unplanned: Models whose next action must be planned again.
         present: Models that are on the server or have an action in flight; only these can change with time alone.
@@ -110,6 +113,8 @@ class TrackedServer:
     broken: dict[str, str] = field(default_factory=dict)
     server_health: ServerHealth = field(default_factory=ServerHealth)
     undriven: str = ""
+    cordon: Cordon | None = None
+    vacated: bool = False
     advised: str = ""
     unplanned: set[str] = field(default_factory=set)
     present: set[str] = field(default_factory=set)
@@ -294,8 +299,8 @@ class TrackedServer:
         refused = self.scheduler.model_state(desired_deployment.model).ticket.refused
         return replace(desired, loaded=False, why=refused or verdict.why, refused=bool(refused))
 
-    def status(self) -> ServerStatus:
-        """Return the newest status of the server."""
+    def status(self, cordon: CordonStatus | None) -> ServerStatus:
+        """Return the newest status of the server, with its cordon."""
         managed, snapshot = self.managed, self.snapshot
         return ServerStatus(
             name=managed.name,
@@ -309,6 +314,7 @@ class TrackedServer:
             driven=not self.undriven,
             triton_version=snapshot.version,
             advisories=warnings_for(snapshot.version, embedded=managed.embedded is not None),
+            cordon=cordon,
             models=snapshot.index,
             observed_at=self.observed_at,
             conditions=self.server_health.conditions,

@@ -1,4 +1,4 @@
-"""The audit log: who changed what, when and why, read from the chains of models, deployments and API keys.
+"""The audit log: who changed what, when and why, read from the chains of models, deployments, API keys and cordons.
 
 Nothing is written for it: a commit is its own record. A page costs a listing of the chains' keys and two reads for each
 entry. The listing is not kept, so the memory that a page needs depends on its size alone.
@@ -14,15 +14,16 @@ from typing import Literal
 
 from controlplane.domain.names import validate_model_name
 from controlplane.errors import DamagedRevisionError, ObjectNotFoundError
-from controlplane.registry import deployments, keys, models
+from controlplane.registry import cordons, deployments, keys, models
 from controlplane.registry.chain import Chain, Revision
 from controlplane.storage.base import ObjectInfo, ObjectStore
 
-AuditKind = Literal["model", "alias", "deployment", "key"]
+AuditKind = Literal["model", "alias", "deployment", "key", "server"]
 
 _KEY = re.compile(
-    r"(?P<prefix>(?:(?P<folder>models|deployments)/(?P<name>[^/]+)/|keys/)revisions/)(?P<left>\d{12})\.json"
+    r"(?P<prefix>(?:(?P<folder>models|deployments)/(?P<name>[^/]+)/|(?P<single>keys|cordons)/)revisions/)(?P<left>\d{12})\.json"
 )
+_KINDS: dict[str, AuditKind] = {"models": "model", "deployments": "deployment", "keys": "key", "cordons": "server"}
 _TOP = 10**12
 _THREADS = 8
 _WRITER_SKEW = timedelta(minutes=10)
@@ -37,7 +38,7 @@ class AuditEntry:
         at: When it was committed (UTC, the writer's clock).
         stored_at: When the store received it (UTC, the store's clock). Entries are in this order.
         kind: What changed; an alias is part of its model's chain.
-        name: The model; empty for API keys.
+        name: The model; empty for API keys and servers.
         revision: The number of the revision in its chain.
         actor: Who changed it: the API key's name and the person, as far as the request named them.
         reason: What changed, and why if the request gave a reason.
@@ -107,7 +108,7 @@ class AuditLog:
             validate_model_name(model)
             prefixes = [f"{kind}{model}/revisions/" for kind in (models.PREFIX, deployments.PREFIX)]
         else:
-            prefixes = [models.PREFIX, deployments.PREFIX, keys.PREFIX]
+            prefixes = [models.PREFIX, deployments.PREFIX, keys.PREFIX, cordons.PREFIX]
         for prefix in prefixes:
             yield from self._store.list(prefix)
 
@@ -115,7 +116,7 @@ class AuditLog:
         match = _KEY.fullmatch(info.key)
         assert match is not None
         number, name = _TOP - int(match["left"]), match["name"] or ""
-        kind: AuditKind = "key" if not name else "model" if match["folder"] == "models" else "deployment"
+        kind = _KINDS[match["folder"] or match["single"]]
         chain = Chain(self._store, match["prefix"])
         try:
             revision = chain.read(number)

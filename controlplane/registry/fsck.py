@@ -12,12 +12,13 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from controlplane.domain.access import Keyring
+from controlplane.domain.cordons import Cordons
 from controlplane.domain.deployment import DeploymentSpec
 from controlplane.domain.model import ModelHead
 from controlplane.domain.units import count_text
 from controlplane.domain.validation import invalid_field
 from controlplane.errors import DamagedRevisionError, InvalidInputError, StoreWentBackwardsError
-from controlplane.registry import lost
+from controlplane.registry import cordons, keys, lost
 from controlplane.registry.chain import Chain
 from controlplane.registry.chain_check import check_chain
 from controlplane.registry.changes import ChangeLog
@@ -29,7 +30,7 @@ from controlplane.registry.revision import Revision
 from controlplane.storage.base import ObjectInfo, ObjectStore
 
 _REVISION = re.compile(r"(.+/)(?:\d{12}|!lost-\d{12}-[0-9a-f]{12})\.json")
-_GUARDED = re.compile(r"(models|deployments)/[^/]+/revisions/|keys/revisions/")
+_GUARDED = re.compile(r"(models|deployments)/[^/]+/revisions/|(keys|cordons)/revisions/")
 _PRUNED = ("holds/", "leases/", "scrub/", "conditions/", "rollouts/")
 _NOT_CHAINS = (
     "blobs/",
@@ -49,7 +50,7 @@ _Stage = Callable[[str], None]
 
 
 def chain_named(store: ObjectStore, name: str, changes: ChangeLog | None = None) -> Chain:
-    """Return a guarded chain by its name in messages: ``models/NAME``, ``deployments/NAME`` or ``keys``.
+    """Return a guarded chain by its name in messages: models/NAME, deployments/NAME, keys or cordons.
 
     Raises:
         InvalidInputError: The name is not the name of such a chain.
@@ -57,7 +58,8 @@ def chain_named(store: ObjectStore, name: str, changes: ChangeLog | None = None)
     prefix = f"{name.strip('/')}/revisions/"
     if not _GUARDED.fullmatch(prefix):
         raise InvalidInputError(
-            f"{name[:200]!r} is not the name of a chain; give models/NAME, deployments/NAME or keys", chain=name[:200]
+            f"{name[:200]!r} is not the name of a chain; give models/NAME, deployments/NAME, keys or cordons",
+            chain=name[:200],
         )
     return Chain(store, prefix, guarded=True, changes=changes)
 
@@ -109,7 +111,8 @@ class Fsck:
         heads = {chain.name: head for chain, head in zip(chains, found, strict=True) if head is not None}
         models = self._parsed(heads, "models/", ModelHead)
         deployments = self._parsed(heads, "deployments/", DeploymentSpec)
-        self._parsed(heads, "keys", Keyring)
+        self._parsed(heads, keys.NAME, Keyring)
+        self._parsed(heads, cordons.NAME, Cordons)
         contents = Contents(self._store, self._objects, self._repairs, self._found)
         self._stage(f"checking the versions of {count_text(len(models), 'model')}")
         contents.check_versions(models.values())

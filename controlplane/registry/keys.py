@@ -12,15 +12,14 @@ from datetime import UTC, datetime
 
 from controlplane.domain.access import TOKEN_PREFIX, ApiKey, Keyring, Scope, check_key_name, check_patterns
 from controlplane.errors import ConflictError, InvalidInputError, NotFoundError
-from controlplane.registry.chain import Chain
-from controlplane.registry.changes import ChangeFeed, ChangeLog, steady
+from controlplane.registry.changes import ChangeFeed, ChangeLog
 from controlplane.registry.head_memory import HeadMemory
-from controlplane.registry.heads import Head, HeadCache
+from controlplane.registry.single import SingleChain
 from controlplane.storage.base import ObjectStore
 
-PREFIX = "keys/revisions/"
+NAME = "keys"
+PREFIX = f"{NAME}/revisions/"
 KEYS_MAX = 2000
-_NAME = "keys"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,32 +71,11 @@ class ApiKeys:
         memory: HeadMemory | None = None,
     ) -> None:
         self._clock = clock
-        self._feed = feed
-        self._empty_at: float | None = None
-        chain = Chain(store, PREFIX, guarded=True, changes=changes)
-        self._heads: HeadCache[Keyring] = HeadCache(
-            lambda _: chain, Keyring, kind="", max_age_seconds=0, feed=feed, memory=memory
-        )
+        self._chain = SingleChain(store, NAME, Keyring, changes=changes, feed=feed, memory=memory)
 
     def read(self, *, max_age_seconds: float = 0.0) -> tuple[int, Keyring]:
-        """Return the number of the newest revision (0 if there is none) and the keys.
-
-        Args:
-            max_age_seconds: Maximum age of the last read, or of the last poll of the change feed; 0 reads the store,
-                which costs one request if nothing changed.
-
-        Raises:
-            StoreError: The store failed.
-        """
-        fresh, feed = max_age_seconds <= 0, self._feed
-        if not fresh and self._empty_at is not None and feed is not None and feed.followed:
-            feed.poll(not_before=steady() - max_age_seconds)
-            if feed.confirms(_NAME, 0, self._empty_at):
-                return 0, Keyring()
-        began = steady()
-        head: Head[Keyring] | None = self._heads.read(_NAME, fresh=fresh, not_before=steady() - max_age_seconds)
-        self._empty_at = began if head is None else None
-        return (0, Keyring()) if head is None else (head.revision.number, head.value)
+        """Return the number of the newest revision (0 if there is none) and the keys (see `SingleChain.read`)."""
+        return self._chain.read(max_age_seconds=max_age_seconds)
 
     def create(self, request: KeyRequest, *, actor: str) -> tuple[ApiKey, str]:
         """Create a key.
@@ -133,8 +111,8 @@ class ApiKeys:
             burst=request.burst,
         )
 
-        def add(ring: Keyring | None) -> tuple[Keyring, str]:
-            keys = ring.keys if ring else ()
+        def add(ring: Keyring) -> tuple[Keyring, str]:
+            keys = ring.keys
             if any(other.name == key.name and not other.why_not(now) for other in keys):
                 raise ConflictError(
                     f"an active key {key.name!r} already exists; revoke it first, or choose another name", name=key.name
@@ -149,7 +127,7 @@ class ApiKeys:
                 )
             return after, f"create key {key.id} ({key.name})"
 
-        self._heads.edit(_NAME, add, actor=actor)
+        self._chain.edit(add, actor=actor)
         return key, token
 
     def revoke(self, key_id: str, *, actor: str) -> ApiKey:
@@ -159,16 +137,16 @@ class ApiKeys:
             NotFoundError: No key has this id or name.
         """
 
-        def change(ring: Keyring | None) -> tuple[Keyring, str] | None:
-            key = find(ring or Keyring(), key_id)
+        def change(ring: Keyring) -> tuple[Keyring, str] | None:
+            key = find(ring, key_id)
             if key.revoked_at is not None:
                 return None
             gone = key.model_copy(update={"revoked_at": self._clock(), "revoked_by": actor})
-            keys = tuple(gone if other.id == key.id else other for other in (ring.keys if ring else ()))
+            keys = tuple(gone if other.id == key.id else other for other in ring.keys)
             return Keyring(keys=keys), f"revoke key {key.id} ({key.name})"
 
-        head = self._heads.edit(_NAME, change, actor=actor)
-        return find(head.value if head else Keyring(), key_id)
+        _, ring = self._chain.edit(change, actor=actor)
+        return find(ring, key_id)
 
 
 def find(ring: Keyring, wanted: str) -> ApiKey:

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from controlplane.domain.access import ApiKey, Keyring
+from controlplane.domain.cordons import Cordons
 from controlplane.domain.deployment import DeploymentSpec
 from controlplane.domain.model import ModelHead, VersionEntry
 from controlplane.errors import ConflictError, NotFoundError, ObjectNotFoundError
@@ -110,7 +111,7 @@ def _require_chain(chain: Chain, lost: Sequence[Revision]) -> None:
     """Raise `NotFoundError` for a chain without any revision, present or lost."""
     if not lost and not chain.numbers():
         raise NotFoundError(
-            f"the store has no chain {chain.name}; check the name (models/NAME, deployments/NAME or keys)",
+            f"the store has no chain {chain.name}; check the name (models/NAME, deployments/NAME, keys or cordons)",
             chain=chain.name,
         )
 
@@ -133,7 +134,12 @@ def _decide(
 
 def _merge(chain: Chain) -> Callable[[Body, Body | None, bool], Body]:
     kind = chain.name.split("/", 1)[0]
-    merges = {"models": _merge_models, "deployments": _merge_deployments, "keys": _merge_keys}
+    merges = {
+        "models": _merge_models,
+        "deployments": _merge_deployments,
+        "keys": _merge_keys,
+        "cordons": _merge_cordons,
+    }
     return merges[kind]
 
 
@@ -178,10 +184,17 @@ def _merge_keys(lost_body: Body, present_body: Body | None, restore: bool) -> Bo
     return Keyring(keys=tuple(ordered)).model_dump(mode="json")
 
 
+def _merge_cordons(lost_body: Body, present_body: Body | None, restore: bool) -> Body:
+    made = Cordons.model_validate(present_body or {})
+    for cordon in Cordons.model_validate(lost_body).servers if restore else ():
+        made = made if made.of(cordon.server) else made.with_(cordon)
+    return made.model_dump(mode="json")
+
+
 def noted_chains(store: ObjectStore) -> list[str]:
     """Return the names of the chains that went backwards and await a decision. One LIST for 1,000 revisions."""
     names = set()
-    for prefix in ("deployments/", "keys/", "models/"):
+    for prefix in ("cordons/", "deployments/", "keys/", "models/"):
         for info in store.list(prefix):
             folder, note, _ = info.key.partition("/revisions/!lost-")
             if note:

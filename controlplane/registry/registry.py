@@ -21,6 +21,7 @@ from controlplane.registry.cache import BlobCache
 from controlplane.registry.chain import Revision
 from controlplane.registry.changes import ChangeFeed, ChangeLog
 from controlplane.registry.condition_log import ConditionLog
+from controlplane.registry.cordons import CordonStore
 from controlplane.registry.damages import Damages
 from controlplane.registry.deployments import Deployments
 from controlplane.registry.findings import FsckReport
@@ -61,6 +62,7 @@ class Registry:
         recorded: Samples that were recorded after publication.
         holds: Client holds on models.
         keys: API keys.
+        cordons: Servers that take no new replicas.
         signatures: Signatures of versions, and which versions may be deployed.
         damages: Records of damaged and missing blobs.
         scrub: The search for damaged blobs.
@@ -108,6 +110,7 @@ class Registry:
         self.condition_log = ConditionLog(store)
         self.holds = ModelHolds(store, clock=self.clock.now, changes=self.changes, feed=self.feed)
         self.keys = ApiKeys(store, clock=self.clock.now, changes=self.changes, feed=self.feed, memory=memory)
+        self.cordons = CordonStore(store, clock=self.clock.now, changes=self.changes, feed=self.feed, memory=memory)
         self.signatures = Signatures(store, signing or SigningSettings())
         self.damages = Damages(store)
         self.scrub = Scrub(self._models, self._versions, self.blobs, cache, self.damages)

@@ -31,6 +31,10 @@ class GatewayAccess:
             return {ANY_CLIENT: ()}
         return {key.digest: key.models for key in active.keys if Scope.INFER in key.scopes and not key.limited}
 
+    async def wait_changed(self) -> None:
+        """See `controlplane.gateway.auth.Access`."""
+        await self._keys.wait_revised()
+
     async def admit(self, token: str | None, model: str | None, client: str) -> None:
         """See `controlplane.gateway.auth.Access`."""
         if not self._keys.enforced:

@@ -131,6 +131,7 @@ class Keys:
         self._searching = asyncio.Lock()
         self.changed = asyncio.Event()
         """Set when keys become required."""
+        self._revised = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         local_id, self._local_token = new_token()
         self._local = Principal(local_id, LOCAL_NAME, included([Scope.ADMIN]))
@@ -230,6 +231,10 @@ class Keys:
             raise UnauthenticatedError(f"the API key {key.name!r} ({key.id}) {why}", key=key.id)
         return Principal.of(key)
 
+    async def wait_revised(self) -> None:
+        """Wait until a key is created or revoked, as far as this instance knows."""
+        await self._revised.wait()
+
     def active(self) -> ActiveKeys:
         """Return the keys that are valid at this moment, as far as this instance knows. No I/O."""
         now = self._clock()
@@ -286,6 +291,8 @@ class Keys:
             if version != self._version:
                 self._version, self._ring = version, ring
                 self._by_id = {key.id: key for key in ring.keys}
+                self._revised.set()
+                self._revised = asyncio.Event()
             self._looked_at = began
             if was is not self.authentication:
                 logger.warning("an API key exists: from now on, every request needs one")

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
 from controlplane.gateway.haproxy.process import find_haproxy
 from controlplane.settings import ReconcilerSettings
 from tests.support.api import Api, onnx_scale, serving, settings_for
-from tests.support.gateway import onnx_join, until, way
+from tests.support.gateway import onnx_join, until, urls, way
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,8 +63,14 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, dict[
         api.ok(api.http.delete("/v1/keys/gone"))
         for model in ("team-net", "other"):
             until(f"{model} on the direct way", lambda model=model: way(api, model) == "direct")
+            until("HAProxy asks for a key", lambda model=model: _without_key(api, model) == 401)
             until(
                 "its report",
                 lambda model=model: api.ok(api.http.get(f"/v1/models/{model}/versions/1/reports"))["items"],
             )
         yield api, secrets
+
+
+def _without_key(api: Api, model: str) -> int:
+    """The status of a request through HAProxy without a key."""
+    return httpx.post(f"http://{urls(api)[0]}/v2/models/{model}/infer", json={"inputs": []}).status_code

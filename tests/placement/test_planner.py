@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from controlplane.placement.drain import drain_plan
 from controlplane.placement.planner import plan
-from controlplane.placement.types import NO_PLAN, UNLIMITED, Assignment, Hints, Plan, Pool, Server, Workload
+from controlplane.placement.types import NO_PLAN, UNLIMITED, Assignment, Hints, Plan, Pool, Server, Vacate, Workload
 
 
 def host(name: str, size: int = 100, **fields: object) -> Server:
@@ -151,6 +152,55 @@ def test_replicas_leave_a_drained_server_only_into_gaps() -> None:
     assert back.assignments == after.assignments, "placed replicas stay where they are"
 
 
+def test_operator_drain_shares_memory_and_keeps_only_what_fits_nowhere() -> None:
+    servers = named(host("a"), host("b", 50))
+    workloads = wanted(cpu("large", 60), cpu("small", 30, guaranteed=True), cpu("one", 15), cpu("two", 15))
+    made = plan(NO_PLAN, servers, workloads, Hints(cached={name: frozenset({"a"}) for name in workloads}))
+    assert where(made)["large"] == where(made)["small"] == ["a"]
+    drained = {**servers, "a": host("a", drained="it is being drained", vacate=Vacate.ANYWHERE)}
+    after = plan(made, drained, workloads)
+    assert where(after) == {"large": ["a"], "small": ["b"], "one": ["b"], "two": ["b"]}, (
+        "only what b cannot hold at all stays"
+    )
+    forced = plan(made, {**servers, "a": replace(drained["a"], vacate=Vacate.ALWAYS)}, workloads)
+    assert where(forced) == {"small": ["b"], "one": ["b"], "two": ["b"]}
+    assert forced.unplaced["large"].startswith("it needs 60 B")
+    found = drain_plan(made, "a", "it is being drained", force=False)
+    assert {(move.model, move.source.server, move.target.server) for move in found.moves} >= {("small", "a", "b")}
+    assert found.plan.assignments == after.assignments
+    assert (list(found.stays), dict(found.ends)) == (["large"], {})
+    assert found.stays["large"] == forced.unplaced["large"]
+    ended = drain_plan(made, "a", "it is being drained", force=True)
+    assert (dict(ended.stays), list(ended.ends)) == ({}, ["large"])
+
+
+def test_drain_ends_replicas_beyond_the_minimum_and_displaces_no_pinned_model() -> None:
+    servers = named(host("a"), host("b"))
+    workloads = wanted(cpu("two", 10, replicas=2), cpu("low", 60, guaranteed=True), cpu("high", 60, guaranteed=True))
+    workloads["high"] = replace(workloads["high"], priority=5)
+    made = plan(NO_PLAN, servers, workloads)
+    (a,) = where(made)["high"]
+    (b,) = where(made)["low"]
+    assert {a, b} == {"a", "b"}
+    drained = {**servers, a: host(a, drained="it is being drained", vacate=Vacate.ANYWHERE)}
+    after = plan(made, drained, workloads)
+    assert where(after) == {"two": [b], "low": [b], "high": [a]}, "a drain does not displace a lower priority"
+    found = drain_plan(made, a, "it is being drained", force=False)
+    assert found.ends == {"two": "the model keeps its minimum number of replicas elsewhere"}
+    assert list(found.stays) == ["high"]
+
+
+def test_cordoned_server_keeps_its_replicas_and_gets_no_others() -> None:
+    servers = named(host("a"), host("b", 20))
+    made = plan(NO_PLAN, servers, wanted(cpu("old", 30)))
+    closed = {**servers, "a": host("a", cordoned="it is cordoned")}
+    after = plan(made, closed, wanted(cpu("old", 30), cpu("new", 10), cpu("big", 30)))
+    assert where(after) == {"old": ["a"], "new": ["b"]}
+    assert after.unplaced["big"].startswith("it needs 30 B, and a suitable server has at most 20 B")
+    alone = plan(NO_PLAN, named(closed["a"]), wanted(cpu("m", 1)))
+    assert alone.unplaced == {"m": "no suitable server takes new replicas (a: it is cordoned)"}
+
+
 def test_a_replica_waits_for_the_only_suitable_server() -> None:
     made = plan(NO_PLAN, named(host("a", trouble="a is unreachable: refused")), wanted(cpu("m", 10)))
     assert made.assignments["m"][0].waits
@@ -211,7 +261,7 @@ ZONES = ("", "a", "b")
 LABELS = ((), (("gpu", "yes"),), (("team", "x"),))
 PRODUCTS = ("NVIDIA L4", "NVIDIA H200")
 servers_ = st.builds(
-    lambda name, hosts, cards, zone, labels, trouble, products, numbered, drained: Server(
+    lambda name, hosts, cards, zone, labels, trouble, products, numbered, drained, vacate, cordoned: Server(
         name,
         (
             Pool("host", hosts),
@@ -221,6 +271,8 @@ servers_ = st.builds(
         dict(labels),
         trouble,
         drained,
+        vacate,
+        cordoned,
     ),
     st.sampled_from("abcde"),
     st.integers(0, 20),
@@ -231,6 +283,8 @@ servers_ = st.builds(
     st.lists(st.sampled_from(PRODUCTS), min_size=2, max_size=2),
     st.sampled_from((True, True, True, False)),
     st.sampled_from(("", "", "", "it is drained")),
+    st.sampled_from(list(Vacate)),
+    st.sampled_from(("", "", "", "it is cordoned")),
 )
 sizes = st.sampled_from(({"cpu": 1}, {"cpu": 3}, {"cpu": 7}, {"gpu": 4}, {"gpu": 6, "cpu": 5}, {"gpu": 12}))
 workloads_ = st.builds(
@@ -333,12 +387,13 @@ def test_no_sequence_of_events_breaks_a_budget_or_a_selector(
         assert_sound(made)
         for model, assignments in made.assignments.items():
             there = {assignment.server for assignment in before.assignments.get(model, ())}
-            drained = {
-                assignment.server
-                for assignment in assignments
-                if made.servers[assignment.server].drained and not assignment.waits
+            seated = {assignment.server for assignment in assignments if not assignment.waits}
+            closed = {name for name in seated if made.servers[name].closed}
+            assert closed <= there, "a new replica was placed on a drained or cordoned server"
+            forced = {name for name in seated if made.servers[name].drained} & {
+                server.name for server in servers if server.vacate is Vacate.ALWAYS
             }
-            assert drained <= there, "a new replica was placed on a drained server"
+            assert not forced, "a replica stayed on a server that was drained with force"
         again = plan(before, dict(named(*servers)), dict(wanted(*workloads)), Hints(cached=dict(files)))
         assert (again.assignments, again.unplaced) == (made.assignments, made.unplaced), (
             "the same arguments, another plan"
@@ -384,7 +439,7 @@ def test_pinned_models_are_all_placed_wherever_an_arrangement_exists(
 ) -> None:
     """Compare with an exhaustive search over all arrangements."""
     guaranteed = [replace(one, guaranteed=True, priority=0, replicas=one.min_replicas) for one in workloads]
-    healthy = [replace(server, trouble="", drained="") for server in servers]
+    healthy = [replace(server, trouble="", drained="", cordoned="") for server in servers]
     made = plan(NO_PLAN, named(*healthy), wanted(*guaranteed))
     assert_sound(made)
     assert bool(made.unplaced) != _arrangement_exists(guaranteed, healthy)
@@ -396,7 +451,7 @@ def test_adding_models_one_by_one_places_them_if_possible(
     servers: list[Server], workloads: list[Workload], random
 ) -> None:
     guaranteed = [replace(one, guaranteed=True, priority=0, replicas=one.min_replicas) for one in workloads]
-    healthy = named(*(replace(server, trouble="", drained="") for server in servers))
+    healthy = named(*(replace(server, trouble="", drained="", cordoned="") for server in servers))
     made = NO_PLAN
     there: dict[str, Workload] = {}
     for one in random.sample(guaranteed, len(guaranteed)):

@@ -226,7 +226,7 @@ def test_damaged_newest_revision_can_be_accepted(bucket: ObjectStore, tmp_path: 
 
 @pytest.mark.parametrize("name", ["leases/reconciler", "models/", "models/../keys", "", "models/a/b"])
 def test_decisions_are_possible_only_for_guarded_chains(bucket: ObjectStore, tmp_path: Path, name: str) -> None:
-    with pytest.raises(InvalidInputError, match=r"give models/NAME, deployments/NAME or keys"):
+    with pytest.raises(InvalidInputError, match=r"give models/NAME, deployments/NAME, keys or cordons"):
         new_registry(bucket, tmp_path / "c").decide(name, restore=True, actor="a")
 
 

@@ -99,8 +99,21 @@ class LoopMetrics(Collector):
             "Seconds since the last observation of a server.",
             labels=("server",),
         )
+        cordoned = GaugeMetricFamily(
+            "tritonctl_server_cordoned", "1 if a server takes no new replicas, else 0.", labels=("server",)
+        )
+        remaining = GaugeMetricFamily(
+            "tritonctl_server_drain_remaining",
+            "Models that are still on a server that is drained; absent if it is not drained.",
+            labels=("server",),
+        )
         now = datetime.now(UTC)
         for server in self._reconciler.servers():
+            cordoned.add_metric((server.name,), server.cordon is not None)
+            if server.cordon is not None and server.cordon.drain:
+                remaining.add_metric((server.name,), len(server.cordon.remaining))
             if server.observed_at is not None:
                 age.add_metric((server.name,), max((now - server.observed_at).total_seconds(), 0.0))
         yield age
+        yield cordoned
+        yield remaining

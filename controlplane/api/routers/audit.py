@@ -28,8 +28,8 @@ class AuditRecord(BaseModel):
 
     at: datetime = Field(description="When it was committed (UTC, the writer's clock).")
     stored_at: datetime = Field(description="When the store received it (UTC); the records are in this order.")
-    kind: AuditKind = Field(description="model, alias, deployment or key.")
-    name: str = Field(description="The model; empty for API keys.")
+    kind: AuditKind = Field(description="model, alias, deployment, key or server.")
+    name: str = Field(description="The model; empty for API keys and servers.")
     revision: int = Field(description="Number of the revision in its chain.")
     actor: str = Field(description="Who changed it: the API key's name, and the person that the request named.")
     reason: str = Field(description="What changed, and why if the request gave a reason.")
@@ -67,9 +67,9 @@ async def get_audit_log(
     cursor: Cursor = None,
     limit: Limit = 100,
 ) -> Response:
-    """Return who changed what, when and why: the commits to models, aliases, deployments and API keys, oldest first.
+    """Return who changed what, when and why, oldest first: models, aliases, deployments, API keys and cordons.
 
-    Requires the scope `audit`. A key that is restricted to models sees their commits and none of API keys.
+    Requires the scope `audit`. A key that is restricted to models sees only their commits.
     """
     begin = _utc(since) or datetime.now(UTC) - _DEFAULT
     end = _utc(until)

@@ -1,47 +1,18 @@
-"""Servers, garbage collection, the control plane itself, and its health."""
+"""Garbage collection, the control plane itself, and its health."""
 
-from dataclasses import replace
-
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Response
 
 from controlplane.api.answers import STARTS_OPERATION, accepted, json_answer
-from controlplane.api.dependencies import Actor, App, Asker, may_see
+from controlplane.api.dependencies import Actor, App, Asker
 from controlplane.api.problems import responses
-from controlplane.api.schemas.system import FsckRequest, GcRequest, ServerList
-from controlplane.domain.access import Principal
-from controlplane.domain.conditions import ServerCondition
-from controlplane.domain.states import ServerStatus
+from controlplane.api.routers.servers import seen
+from controlplane.api.schemas.system import FsckRequest, GcRequest
 from controlplane.gateway.views import GatewayView
 from controlplane.services.health import Info, Readiness
 from controlplane.services.scrubbing import ScrubView
 
 router = APIRouter()
 health_router = APIRouter(tags=["health"])
-
-
-@router.get("/servers", tags=["servers"], operation_id="listServers", response_model=ServerList, responses=responses())
-async def list_servers(services: App, asker: Asker) -> Response:
-    """List the Triton servers: addresses, state, versions loaded."""
-    return json_answer(ServerList(items=[_seen(server, asker) for server in services.servers.all()]))
-
-
-@router.get(
-    "/servers/{name}", tags=["servers"], operation_id="getServer", response_model=ServerStatus, responses=responses()
-)
-async def get_server(services: App, asker: Asker, name: str = Path(description="The server's name.")) -> Response:
-    """Return one Triton server."""
-    return json_answer(_seen(services.servers.get(name), asker))
-
-
-def _seen(server: ServerStatus, asker: Principal | None) -> ServerStatus:
-    """Remove the models that the caller may not see, also those named in a condition's message."""
-    models = tuple(one for one in server.models if may_see(asker, one.model))
-    complete = len(models) == len(server.models) and (asker is None or not asker.models)
-    conditions = tuple(
-        one if complete or one.type != ServerCondition.LOADS_STUCK else replace(one, message="")
-        for one in server.conditions
-    )
-    return server.model_copy(update={"models": models, "conditions": conditions})
 
 
 @router.get("/gateway", tags=["info"], operation_id="getGateway", response_model=GatewayView, responses=responses(404))
@@ -91,7 +62,7 @@ async def check_store(services: App, body: FsckRequest, actor: Actor) -> Respons
 async def get_info(services: App, asker: Asker) -> Response:
     """Return information about this instance: version, store, folders, servers, converters, authentication."""
     info = services.health.info()
-    return json_answer(info.model_copy(update={"servers": tuple(_seen(server, asker) for server in info.servers)}))
+    return json_answer(info.model_copy(update={"servers": tuple(seen(server, asker) for server in info.servers)}))
 
 
 @health_router.get("/healthz", operation_id="healthz")

@@ -1,14 +1,6 @@
-"""Servers, health, garbage collection, and the control plane itself."""
+"""Health, garbage collection, and the control plane itself."""
 
 from pydantic import BaseModel, ConfigDict, Field
-
-from controlplane.domain.states import ServerStatus
-
-
-class ServerList(BaseModel):
-    """The Triton servers."""
-
-    items: list[ServerStatus] = Field(description="The servers.")
 
 
 class FsckRequest(BaseModel):
@@ -21,7 +13,8 @@ class FsckRequest(BaseModel):
     accept: list[str] = Field(
         default_factory=list,
         max_length=1000,
-        description="Chains that lost revisions (models/NAME, deployments/NAME, keys): accept their current state.",
+        description="Chains that lost revisions (models/NAME, deployments/NAME, keys, cordons): accept their "
+        "current state.",
     )
     restore: list[str] = Field(
         default_factory=list,

@@ -33,7 +33,7 @@ def audit(
         str | None, typer.Option("--model", help="Only this model and its deployment.", show_default=False)
     ] = None,
 ) -> None:
-    """Show who changed what, when and why, oldest first: models, aliases, deployments and API keys.
+    """Show who changed what, when and why, oldest first: models, aliases, deployments, API keys and cordons.
 
     With `-o json`, each line is one change in JSON. An API key needs the scope `audit`.
     """

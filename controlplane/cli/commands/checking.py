@@ -36,8 +36,8 @@ def fsck(
         typer.Option(
             "--restore",
             metavar="CHAIN",
-            help="For a chain whose newest revisions were lost (models/NAME, deployments/NAME or keys): commit the "
-            "newest lost revision again. Repeatable.",
+            help="For a chain whose newest revisions were lost (models/NAME, deployments/NAME, keys or cordons): "
+            "commit the newest lost revision again. Repeatable.",
         ),
     ] = None,
     accept: Annotated[

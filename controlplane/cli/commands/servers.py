@@ -1,10 +1,13 @@
 """Triton servers and events."""
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from controlplane.cli.session import Session, command
+
+if TYPE_CHECKING:
+    from controlplane.domain.states import ServerStatus
 
 PANEL = "Operate"
 
@@ -42,7 +45,7 @@ def servers(session: Session) -> None:
         (
             (
                 server.name,
-                server.state.value,
+                _state(server),
                 server.grpc_url,
                 server.http_url,
                 server.metrics_url,
@@ -101,6 +104,13 @@ def events(
         # Silence is normal here: the server's heartbeat keeps the connection open.
         for _, document in client.events("/v1/events", after=last, follow="true", read_seconds=120.0, **chosen):
             _print(session, client.read(Event, document))
+
+
+def _state(server: "ServerStatus") -> str:
+    cordon = server.cordon
+    if cordon is None:
+        return server.state.value
+    return f"{server.state.value}, {'drained' if cordon.drained else 'draining' if cordon.drain else 'cordoned'}"
 
 
 def _print(session: Session, event: object) -> None:

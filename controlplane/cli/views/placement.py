@@ -2,7 +2,7 @@
 
 from controlplane.cli.output import Output, size, span
 from controlplane.cli.views.memory import sizes
-from controlplane.client.placement import Defragmentation, Placement
+from controlplane.client.placement import Defragmentation, DrainPlan, Placement
 
 
 def show_moves(out: Output, found: Defragmentation) -> None:
@@ -28,6 +28,29 @@ def show_moves(out: Output, found: Defragmentation) -> None:
     )
     if not found.dry_run:
         out.note("each replica is proved on its new server before the old one is unloaded; see `tritonctl ps`")
+
+
+def show_drain(out: Output, found: DrainPlan) -> None:
+    """Print what the drain of a server does."""
+    rows = [
+        (move.model, f"moves to {move.to_server}", size(move.bytes), span(move.seconds), move.why)
+        for move in found.moves
+        if move.from_server == found.server
+    ]
+    rows += [
+        (
+            move.model,
+            f"moves from {move.from_server} to {move.to_server}",
+            size(move.bytes),
+            span(move.seconds),
+            move.why,
+        )
+        for move in found.moves
+        if move.from_server != found.server
+    ]
+    rows += [(one.model, "is unloaded", "", "", one.why) for one in found.ends]
+    rows += [(one.model, "stays", "", "", one.why) for one in found.stays]
+    out.table(("model", "what", "memory", "takes", "why"), rows, empty=f"no model is placed on {found.server}")
 
 
 def show_placement(out: Output, model: str, placement: Placement) -> None:
