@@ -1,9 +1,9 @@
 // What changes something. Each shows first what will happen, then asks.
-import { get, path, post, put, request } from "./api.js";
+import { get, path, post, put, remove, request } from "./api.js";
 import { Dialog, ErrorBox, useData } from "./components.js";
 import { bytes, date, seconds } from "./format.js";
 import { html, useState } from "./html.js";
-import { changed, loadDeployment, loadModel } from "./store.js";
+import { changed, loadDeployment, loadModel, loadServers } from "./store.js";
 
 let open = null;
 
@@ -13,7 +13,7 @@ export function ask(action) {
   changed();
 }
 
-function close() {
+export function close() {
   open = null;
   changed();
 }
@@ -24,7 +24,7 @@ export function ActionDialog() {
   return html`<${Form} key=${JSON.stringify(open)} action=${open} />`;
 }
 
-/** The frame of each action: the plan, a reason, and the button. */
+/** The frame of each action on a model or a server: the plan, a reason, and the button. */
 function Confirm({ title, button, danger, plan, children, act, model, withReason = true, disabled }) {
   const [reason, setReason] = useState("");
   const [problem, setProblem] = useState(null);
@@ -34,8 +34,10 @@ function Confirm({ title, button, danger, plan, children, act, model, withReason
     setBusy(true);
     try {
       await act(reason);
-      loadDeployment(model);
-      loadModel(model);
+      if (model) {
+        loadDeployment(model);
+        loadModel(model);
+      } else await loadServers();
       close();
     } catch (error) {
       setProblem(error);
@@ -103,18 +105,19 @@ function Deploy({ action }) {
   const [version, setVersion] = useState(action.version ?? null);
   const [strategy, setStrategy] = useState("");
   const [deployed] = useData(() => get(`/v1/deployments?name=${encodeURIComponent(model)}`).then((page) => page.items[0] ?? null), [model]);
-  const chosen = version ?? versions?.[0]?.number;
+  const chosen = version ?? versions?.find((one) => one.servable)?.number;
   const reference = `${model}:${chosen}`;
+  const settings = withStrategy(deployed, strategy);
   const [plan, planProblem] = useData(
-    () => (chosen ? put(`${path("deployments", model)}?dry_run=true`, { reference }) : Promise.resolve(null)),
-    [model, chosen],
+    () => (chosen ? put(`${path("deployments", model)}?dry_run=true`, { reference, settings }) : Promise.resolve(null)),
+    [model, chosen, strategy, Boolean(deployed)],
   );
   return html`<${Confirm}
     title=${`Deploy ${model}`}
     button=${chosen ? `Deploy version ${chosen}` : "Deploy"}
-    disabled=${!chosen || planProblem}
+    disabled=${!plan}
     model=${model}
-    act=${(reason) => put(path("deployments", model), { reference, reason, settings: withStrategy(deployed, strategy) })}
+    act=${(reason) => put(path("deployments", model), { reference, reason, settings })}
     plan=${html`<${Plan} plan=${plan} problem=${planProblem || problem} />`}
   >
     <label class="stack">Version
@@ -187,7 +190,7 @@ function Rollback({ action }) {
   return html`<${Confirm}
     title=${`Roll back ${model}`}
     button=${target ? `Roll back to version ${target.spec.version}` : "Roll back"}
-    disabled=${!target}
+    disabled=${!plan}
     model=${model}
     act=${(reason) => post(path("deployments", model, "rollback"), { revision: target.number, reason })}
     plan=${target && html`<${Plan} plan=${plan} problem=${planProblem || problem} />`}
@@ -212,6 +215,7 @@ function Load({ action }) {
   return html`<${Confirm}
     title=${`Load ${model}`}
     button="Load"
+    disabled=${!plan}
     model=${model}
     act=${(reason) => post(path("deployments", model, "load"), { reason })}
     plan=${html`<${Plan} plan=${plan} problem=${problem} />`}
@@ -241,6 +245,7 @@ function Hold({ action }) {
     title=${`Hold ${model}`}
     button=${`Hold for ${minutes} min`}
     withReason=${false}
+    disabled=${!plan}
     model=${model}
     act=${() => post(path("deployments", model, "holds"), { ttl_seconds: minutes * 60, holder: "page" })}
     plan=${html`<${Plan} plan=${plan} problem=${problem} />`}
@@ -264,4 +269,70 @@ function Undeploy({ action }) {
   />`;
 }
 
-const FORMS = { deploy: Deploy, rollback: Rollback, rollout: Rollout, load: Load, unload: Unload, hold: Hold, undeploy: Undeploy };
+function Cordon({ action }) {
+  const { server } = action;
+  return html`<${Confirm}
+    title=${`Cordon ${server}`}
+    button="Cordon"
+    act=${(reason) => put(path("servers", server, "cordon"), { reason })}
+    plan=${html`<p>The server takes no new replicas. Its models stay and keep serving.</p>`}
+  />`;
+}
+
+function Uncordon({ action }) {
+  const { server } = action;
+  return html`<${Confirm}
+    title=${`Uncordon ${server}`}
+    button="Uncordon"
+    withReason=${false}
+    act=${() => remove(path("servers", server, "cordon"))}
+    plan=${html`<p>The server takes new replicas again. Models that moved away do not come back by themselves.</p>`}
+  />`;
+}
+
+function Drain({ action }) {
+  const { server } = action;
+  const [force, setForce] = useState(false);
+  const [plan, problem] = useData(() => get(`${path("servers", server, "drain-plan")}?force=${force}`), [server, force]);
+  const empty = plan && !plan.moves.length && !plan.ends.length && !plan.stays.length;
+  return html`<${Confirm}
+    title=${`Drain ${server}`}
+    button="Drain"
+    danger
+    disabled=${!plan}
+    act=${(reason) => put(path("servers", server, "cordon"), { drain: true, force, reason })}
+    plan=${html`<${ErrorBox} problem=${problem} />
+      ${!plan && !problem && html`<p class="muted">Computing the plan…</p>`}
+      ${empty && html`<p>No model is placed on the server.</p>`}
+      ${plan &&
+      html`<ul class="plan" aria-label="Plan">
+        ${plan.moves.map(
+          (one) => html`<li key=${`${one.model} ${one.from_server}`}>
+            <div><strong>${one.model}</strong> moves ${one.from_server === server ? "" : `from ${one.from_server} `}to <strong>${one.to_server}</strong></div>
+            <div class="muted">${bytes(one.bytes)}, about ${seconds(one.seconds)}: ${one.why}</div>
+          </li>`,
+        )}
+        ${plan.ends.map((one) => html`<li key=${one.model}><div><strong>${one.model}</strong> is unloaded</div><div class="muted">${one.why}</div></li>`)}
+        ${plan.stays.map((one) => html`<li key=${one.model} class="refused"><div><strong>${one.model}</strong> stays</div><div class="muted">${one.why}</div></li>`)}
+      </ul>`}`}
+  >
+    <p>
+      The server takes no new replicas. Each model is loaded and proved on its new server before it is unloaded here; requests
+      and sequences in flight end first.
+    </p>
+    <label><input type="checkbox" name="force" checked=${force} onChange=${(event) => setForce(event.target.checked)} /> Also unload models that no other server can have</label>
+  <//>`;
+}
+
+const FORMS = {
+  cordon: Cordon,
+  uncordon: Uncordon,
+  drain: Drain,
+  deploy: Deploy,
+  rollback: Rollback,
+  rollout: Rollout,
+  load: Load,
+  unload: Unload,
+  hold: Hold,
+  undeploy: Undeploy,
+};

@@ -29,34 +29,42 @@ export function Field({ label, children, wide }) {
   return html`<div class=${wide ? "field wide" : "field"}><dt>${label}</dt><dd>${children ?? "–"}</dd></div>`;
 }
 
-/** Text that can be copied with one click. */
+const SHOWN = 4000;
+
+/** Text that can be copied with one click. Of a long text only the beginning is shown; all of it is copied. */
 export function Copyable({ text, label = "Copy" }) {
   const [copied, setCopied] = useState(false);
+  const more = text.length - SHOWN;
   const copy = async () => {
     await navigator.clipboard?.writeText(text);
     setCopied(true);
     setTimeout(() => setCopied(false), 1500);
   };
   return html`<div class="copyable">
-    <pre tabindex="0">${text}</pre>
+    <pre tabindex="0">${more > 0 ? `${text.slice(0, SHOWN)}\n… ${more} more characters` : text}</pre>
     <button class="small" onClick=${copy}>${copied ? "Copied" : label}</button>
   </div>`;
 }
 
-/** Data that a component reads itself: [value, problem, reload]. Read again each `every` milliseconds, if given. */
+const NOTHING = { keys: null, value: null, problem: null };
+
+/**
+ * Data that a component reads itself: [value, problem, reload]. Read again each `every` milliseconds, if given.
+ * What was read with other keys is never returned.
+ */
 export function useData(read, keys, every) {
-  const [value, setValue] = useState(null);
-  const [problem, setProblem] = useState(null);
+  const [found, setFound] = useState(NOTHING);
   const [turn, setTurn] = useState(0);
+  const asked = JSON.stringify(keys);
   useEffect(() => {
     let current = true;
     const work = async () => {
       try {
-        const found = await read();
-        if (current) [setValue(found), setProblem(null)];
+        const value = await read();
+        if (current) setFound({ keys: asked, value, problem: null });
       } catch (error) {
         if (!(error instanceof Problem)) throw error;
-        if (current) setProblem(error);
+        if (current) setFound((before) => ({ keys: asked, value: before.keys === asked ? before.value : null, problem: error }));
       }
     };
     work();
@@ -65,7 +73,8 @@ export function useData(read, keys, every) {
       current = false;
       clearInterval(timer);
     };
-  }, [...keys, turn]);
+  }, [asked, turn]);
+  const { value, problem } = found.keys === asked ? found : NOTHING;
   return [value, problem, () => setTurn((count) => count + 1)];
 }
 

@@ -1,13 +1,15 @@
 // The frame of the page: session, navigation, and which view is shown.
 import { get, remove, useToken, whenSignedOut } from "./api.js";
-import { ActionDialog } from "./actions.js";
+import { ActionDialog, close } from "./actions.js";
 import { Empty, ErrorBox } from "./components.js";
 import { html, render, useEffect, useState } from "./html.js";
 import { link, useRoute } from "./router.js";
-import { changed, may, start, state, stop, useStore } from "./store.js";
+import { changed, may, start, state, stop, useStore, wide } from "./store.js";
 import { Api } from "./views/api.js";
+import { Audit } from "./views/audit.js";
 import { Events } from "./views/events.js";
 import { Fleet } from "./views/fleet.js";
+import { Keys } from "./views/keys.js";
 import { Model } from "./views/model.js";
 import { Models } from "./views/models.js";
 import { Publish } from "./views/publish.js";
@@ -18,14 +20,26 @@ const VIEWS = [
   ["fleet", "Fleet"],
   ["events", "Events"],
   ["publish", "Publish"],
+  ["audit", "Audit"],
+  ["keys", "Keys"],
   ["api", "API"],
 ];
+
+/** Whether the key permits what a view shows. */
+function offered(view) {
+  if (view === "publish") return may("deploy");
+  if (view === "audit") return may("audit");
+  if (view === "keys") return may("admin") && wide();
+  return true;
+}
 
 const ICONS = {
   models: "M4 5h16v4H4zM4 11h16v4H4zM4 17h16v2H4z",
   fleet: "M4 4h16v6H4zM4 14h16v6H4zM7 7h2M7 17h2",
   events: "M3 12h4l3-8 4 16 3-8h4",
   publish: "M12 16V4M7 9l5-5 5 5M4 20h16",
+  audit: "M6 3h12v18H6zM9 8h6M9 12h6M9 16h4",
+  keys: "M14 10a4 4 0 1 0-3 3l7 7h3v-3l-2-2M8 8h1",
   api: "M8 7l-5 5 5 5M16 7l5 5-5 5",
 };
 
@@ -37,6 +51,8 @@ function View({ route }) {
   if (name === "fleet") return html`<${Fleet} />`;
   if (name === "events") return html`<${Events} />`;
   if (name === "publish") return html`<${Publish} />`;
+  if (name === "audit" && offered(name)) return html`<${Audit} />`;
+  if (name === "keys" && offered(name)) return html`<${Keys} />`;
   if (name === "api") return html`<${Api} />`;
   return html`<section class="view"><${Empty} title="No such page"><a href=${link("models")}>All models</a><//></section>`;
 }
@@ -61,6 +77,7 @@ async function signOut() {
 /** Forget what belongs to the session. */
 function leave() {
   stop();
+  close(); // a dialog of this session does not come back in the next one
   useToken("");
   Object.assign(state, { session: { signed_in: false, scopes: [], models: [] }, deployments: new Map(), models: new Map(), servers: [], events: [], loaded: false, live: false, info: null });
   changed();
@@ -99,7 +116,7 @@ function App() {
     <aside class="side">
       <a class="brand" aria-label="Triton control plane" href=${link("models")}><img src="icon.svg" alt="" width="26" height="26" /><span>Triton control plane</span></a>
       <nav aria-label="Views">
-        ${VIEWS.filter(([key]) => key !== "publish" || may("deploy")).map(
+        ${VIEWS.filter(([key]) => offered(key)).map(
           ([key, label]) => html`<a key=${key} href=${link(key)} aria-current=${current === key ? "page" : undefined}>
             <svg viewBox="0 0 24 24" aria-hidden="true"><path d=${ICONS[key]} /></svg><span>${label}</span>
           </a>`,

@@ -5,7 +5,8 @@ import { useEffect, useState } from "./html.js";
 const EVENTS_KEPT = 2000;
 const FIRST_PAGE = 100;
 const PAGE = 1000;
-const RELOAD_MS = 30_000;
+const MODELS_MS = 30_000;
+const ALL_MS = 300_000;
 const SETTLE_MS = 120;
 
 export const state = {
@@ -60,22 +61,36 @@ let source = null;
 let timer = null;
 let retry = null;
 let sweep = 0;
+let read = 0;
+let turn = 0;
 
 export function start() {
   stop();
   loadAll();
-  follow();
-  timer = setInterval(() => !document.hidden && loadAll(), RELOAD_MS);
+  follow(turn);
+  timer = setInterval(look, MODELS_MS);
 }
 
+/** Read what no event reports, while somebody looks: a publish is none. */
+function look() {
+  if (document.hidden) return;
+  if (!state.live || performance.now() - read >= ALL_MS) loadAll();
+  else quietly(() => loadModels(++sweep));
+}
+
+document.addEventListener("visibilitychange", () => timer && performance.now() - read >= MODELS_MS && look());
+
 export function stop() {
+  turn += 1;
   source?.close();
   source = null;
   clearInterval(timer);
+  timer = null;
   clearTimeout(retry);
 }
 
-async function quietly(work) {
+/** Do some reading in the background: a failure is shown at the top of the page. */
+export async function quietly(work) {
   try {
     await work();
     if (state.problem) {
@@ -93,6 +108,7 @@ async function quietly(work) {
 /** Read everything again: what events were lost while the connection was broken, and what no event reports. */
 export function loadAll() {
   const mine = ++sweep;
+  read = performance.now();
   return quietly(async () => {
     await Promise.all([loadDeployments(mine), loadModels(mine), loadServers()]);
     state.loaded = true;
@@ -187,19 +203,20 @@ function refreshLater(subject) {
 const RECONNECT_MS = 1000;
 
 /** Follow the events. Reconnected here rather than by the browser: after a restart the numbers begin again. */
-async function follow() {
+async function follow(mineTurn) {
   let began;
   try {
     const info = await get("/v1/info");
+    if (mineTurn !== turn) return; // stopped meanwhile
     if (state.info && state.info.started_at !== info.started_at) state.events = [];
     state.info = info;
     began = info.started_at;
     if (state.problem?.status === 0) state.problem = null;
   } catch (error) {
-    if (error.status === 401) return;
+    if (error.status === 401 || mineTurn !== turn) return;
     state.problem = error;
     changed();
-    retry = setTimeout(follow, RECONNECT_MS);
+    retry = setTimeout(follow, RECONNECT_MS, mineTurn);
     return;
   }
   const mine = new EventSource(`/v1/events?follow=true&after=${state.events.at(-1)?.id ?? 0}`);
@@ -222,6 +239,6 @@ async function follow() {
     if (mine !== source) return;
     state.live = false;
     changed();
-    retry = setTimeout(follow, RECONNECT_MS);
+    retry = setTimeout(follow, RECONNECT_MS, mineTurn);
   });
 }

@@ -1,12 +1,14 @@
 // Servers and their devices: what the memory is used for, and what is wrong.
+import { ask } from "../actions.js";
 import { get } from "../api.js";
 import { Empty, ErrorBox, Phase, useData } from "../components.js";
 import { ago, bytes } from "../format.js";
-import { html } from "../html.js";
+import { html, useEffect } from "../html.js";
 import { link } from "../router.js";
-import { useStore, wide } from "../store.js";
+import { loadServers, may, quietly, useStore, wide } from "../store.js";
 
 const EVERY_MS = 3000;
+const DRAIN_MS = 1000;
 
 /** The parts of a device's memory in the order of the bar: [key, label, bytes, models]. */
 export function segments(device, models) {
@@ -69,6 +71,29 @@ export function wrong(conditions) {
   return conditions.filter((one) => one.status !== (GOOD[one.type] ?? "False"));
 }
 
+/** Whether and why the server takes no new replicas, and what is left of a drain. */
+function Cordon({ cordon }) {
+  const done = cordon.drain && cordon.remaining.length === 0;
+  const state = done ? "Drained" : cordon.drain ? "Draining" : "Cordoned";
+  return html`<div class="warn">
+    <strong>${state}</strong> ${cordon.reason} <span class="muted">${cordon.by}, ${ago(cordon.at)}</span>
+    ${cordon.remaining.length > 0 &&
+    html`<ul class="plain-list" aria-label="Left on the server">
+      ${cordon.remaining.map((model) => html`<li key=${model}><strong>${model}</strong> ${cordon.stuck[model] ? `stays: ${cordon.stuck[model]}` : "is moving"}</li>`)}
+    </ul>`}
+  </div>`;
+}
+
+function Actions({ server }) {
+  if (!may("admin") || !wide()) return null;
+  const act = (kind) => () => ask({ kind, server: server.name });
+  return html`<div class="row">
+    ${!server.cordon && html`<button class="small" onClick=${act("cordon")}>Cordon</button>`}
+    <button class="small" onClick=${act("drain")}>Drain</button>
+    ${server.cordon && html`<button class="small" onClick=${act("uncordon")}>Uncordon</button>`}
+  </div>`;
+}
+
 function Server({ server, memory }) {
   const problems = wrong(server.conditions);
   const models = memory?.models ?? [];
@@ -77,7 +102,9 @@ function Server({ server, memory }) {
       <h2>${server.name}</h2>
       <${Phase} phase=${server.state} />
       <span class="muted">${server.triton_version && `Triton ${server.triton_version}`} · ${server.grpc_url} · seen ${ago(server.observed_at)}</span>
+      <${Actions} server=${server} />
     </header>
+    ${server.cordon && html`<${Cordon} cordon=${server.cordon} />`}
     ${server.message && html`<p class="bad-text">${server.message}</p>`}
     ${problems.map((one) => html`<p key=${one.type} class="warn"><strong>${one.type}: ${one.status}</strong> ${one.message || one.reason}</p>`)}
     ${(memory?.devices ?? []).map((device) => html`<${Bar} key=${device.device} device=${device} models=${models} />`)}
@@ -106,6 +133,12 @@ function Server({ server, memory }) {
 export function Fleet() {
   const state = useStore();
   const [memory, problem] = useData(() => (wide() ? get("/v1/memory") : Promise.resolve(null)), [], EVERY_MS);
+  const draining = state.servers.some((one) => one.cordon?.remaining.length > 0);
+  useEffect(() => {
+    // No event of a server reports what is loaded on it.
+    const timer = setInterval(() => document.hidden || quietly(loadServers), draining ? DRAIN_MS : EVERY_MS);
+    return () => clearInterval(timer);
+  }, [draining]);
   const byServer = new Map((memory?.items ?? []).map((one) => [one.server, one]));
   return html`<section class="view">
     <header class="view-head"><h1>Fleet <span class="count">${state.servers.length}</span></h1></header>

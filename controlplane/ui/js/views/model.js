@@ -7,6 +7,7 @@ import { html, useEffect, useState } from "../html.js";
 import { link } from "../router.js";
 import { loadDeployment, loadModel, may, useStore } from "../store.js";
 import { EventTable } from "./events.js";
+import { ExplainTab } from "./explain.js";
 import { wrong } from "./fleet.js";
 import { NOT_DEPLOYED } from "./models.js";
 import { RolloutTab } from "./rollout.js";
@@ -19,6 +20,7 @@ const TABS = [
   ["versions", "Versions"],
   ["history", "History"],
   ["proof", "Proof"],
+  ["explain", "Explain"],
   ["configuration", "Configuration"],
   ["events", "Events"],
 ];
@@ -42,7 +44,7 @@ export function Model({ name, tab = "overview", query }) {
   }
   const phase = deployment ? (deployment.status?.phase ?? "Pending") : NOT_DEPLOYED;
   const active = deployment?.status?.servers.map((one) => one.serving_version).find(Boolean);
-  const Section = { overview: Overview, try: TryIt, rollout: RolloutTab, versions: Versions, history: History, proof: ProofTab, configuration: Configuration, events: ModelEvents }[tab] ?? Overview;
+  const Section = { overview: Overview, try: TryIt, rollout: RolloutTab, versions: Versions, history: History, proof: ProofTab, explain: ExplainTab, configuration: Configuration, events: ModelEvents }[tab] ?? Overview;
   return html`<section class=${tab === "events" ? "view fill" : "view"}>
     <header class="view-head">
       <div>

@@ -4,19 +4,16 @@ import { Copyable, Empty, ErrorBox, useData } from "../components.js";
 import { seconds, shape } from "../format.js";
 import { html, useState } from "../html.js";
 import { nest, readSamples } from "../npz.js";
-import { may } from "../store.js";
+import { may, state } from "../store.js";
 
-const SHOWN = 4000;
-
-function short(text) {
-  return text.length > SHOWN ? `${text.slice(0, SHOWN)}\n… ${text.length - SHOWN} more characters` : text;
-}
+const ELEMENTS_MAX = 1_000_000;
 
 function zeros(tensor) {
   const sizes = tensor.shape.map((size) => (size < 0 ? 1 : size));
   const value = tensor.dtype === "BYTES" ? "" : tensor.dtype === "BOOL" ? false : 0;
   const count = sizes.reduce((product, size) => product * size, 1);
-  return nest(Array(Math.min(count, 100_000)).fill(value), sizes);
+  if (count > ELEMENTS_MAX) throw new Error(`The input ${tensor.name} has ${count} elements, too many for this form; use tritonctl infer.`);
+  return nest(Array(count).fill(value), sizes);
 }
 
 /** Parse the inputs' texts. Throws Error with the input's name. */
@@ -32,15 +29,25 @@ function parse(signature, texts) {
     });
 }
 
+/** A value of JSON as Python writes it. */
+function literal(value) {
+  if (value === null) return "None";
+  if (typeof value === "boolean") return value ? "True" : "False";
+  if (Array.isArray(value)) return `[${value.map(literal).join(", ")}]`;
+  return JSON.stringify(value);
+}
+
 function python(name, inputs) {
+  const tensors = inputs.map((one) => `${JSON.stringify(one.name)}: ${literal(one.data)}`);
   return `import tritonctl
 
 client = tritonctl.connect("${location.origin}")
-print(client.infer("${name}", ${JSON.stringify(Object.fromEntries(inputs.map((one) => [one.name, one.data])))}))`;
+print(client.infer("${name}", {${tensors.join(", ")}}))`;
 }
 
 function curl(name, inputs) {
-  return `curl '${location.origin}/v1/deployments/${name}/infer' -H 'Content-Type: application/json' \\
+  const key = state.session.required ? `-H "Authorization: Bearer $TRITONCTL_API_KEY" ` : "";
+  return `curl '${location.origin}/v1/deployments/${name}/infer' ${key}-H 'Content-Type: application/json' \\
   -d '${JSON.stringify({ inputs }).replaceAll("'", "'\\''")}'`;
 }
 
@@ -102,7 +109,7 @@ export function TryIt({ name, deployment, active }) {
       <h2>Inputs</h2>
       <div class="row buttons-above">
         ${golden && Array.from({ length: Math.min(golden.count, 5) }, (_, index) => html`<button type="button" key=${index} class="small" onClick=${() => useSample(index)}>Sample ${index + 1}</button>`)}
-        <button type="button" class="small" onClick=${() => setTexts(Object.fromEntries(signature.inputs.map((one) => [one.name, JSON.stringify(zeros(one))])))}>Zeros</button>
+        <button type="button" class="small" onClick=${() => work(async () => setTexts(Object.fromEntries(signature.inputs.map((one) => [one.name, JSON.stringify(zeros(one))]))))}>Zeros</button>
       </div>
       ${signature.inputs.map(
         (one) => html`<label class="stack" key=${one.name}>
@@ -120,15 +127,15 @@ export function TryIt({ name, deployment, active }) {
             ${answer.outputs.map(
               (one) => html`<div key=${one.name}>
                 <p class="muted">${one.name} ${one.datatype}[${one.shape.join(",")}]</p>
-                <${Copyable} text=${short(JSON.stringify(nest(one.data, one.shape)))} />
+                <${Copyable} text=${JSON.stringify(nest(one.data, one.shape))} />
               </div>`,
             )}`
         : html`<p class="muted">Fill in the inputs, or take a golden sample, and send.</p>`}
       ${inputs &&
       html`<h2 class="above">As a command</h2>
-        <${Copyable} text=${short(curl(name, inputs))} />
+        <${Copyable} text=${curl(name, inputs)} />
         <h2 class="above">In Python</h2>
-        <${Copyable} text=${short(python(name, inputs))} />`}
+        <${Copyable} text=${python(name, inputs)} />`}
     </div>
   </div>`;
 }
