@@ -2,13 +2,11 @@
 
 import asyncio
 import logging
-import secrets
 import time
 import uuid
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 
 from fastapi import FastAPI
 
@@ -16,17 +14,13 @@ from controlplane import tracing
 from controlplane.api.application import create_application
 from controlplane.api.metrics.registry import Metrics
 from controlplane.api.middleware import BodyLimits
-from controlplane.checkedfiles import CheckedFiles
+from controlplane.connecting import ServerConnector
 from controlplane.domain.states import ServerState
-from controlplane.errors import InvalidInputError
 from controlplane.folders import make_folder
 from controlplane.gateway.drain.coordinator import DrainCoordinator
 from controlplane.gateway.gateway import Gateway
 from controlplane.gateway.opening import build_gateway, check_role
 from controlplane.gateway.rollout.split import TrafficSplits
-from controlplane.gpu.base import DeviceSource
-from controlplane.gpu.budgets import BudgetRules
-from controlplane.gpu.factory import embedded_devices, server_devices
 from controlplane.monitoring.monitor import Monitor, ScrapeTarget
 from controlplane.monitoring.webhook import Webhook
 from controlplane.reconciler.controller import Reconciler
@@ -35,9 +29,8 @@ from controlplane.registry.gateways import GatewayLog
 from controlplane.registry.head_memory import open_memory
 from controlplane.registry.registry import Registry
 from controlplane.sandbox import UNCONFINED, choose_sandbox
-from controlplane.servers.agent import AgentClient, AgentDevices, AgentRepository
-from controlplane.servers.repository import ServerRepository
 from controlplane.servers.server import ManagedServer
+from controlplane.servers.server_set import ServerSet
 from controlplane.services.audit import AuditTrail
 from controlplane.services.checking import Checking
 from controlplane.services.conversions import Conversions
@@ -77,22 +70,16 @@ from controlplane.services.validation import Validation
 from controlplane.services.versions import Versions
 from controlplane.services.workers import Workers
 from controlplane.services.workspace import Workspace
-from controlplane.settings import Settings, TritonServerSettings
+from controlplane.settings import Settings
 from controlplane.storage.base import ObjectStore
 from controlplane.storage.clock import StoreClock
 from controlplane.storage.factory import local_folders, open_lease_store, open_store
 from controlplane.storage.instrumented import MeteredStore
 from controlplane.storage.probe import check_store
-from controlplane.triton.client import TritonClient, TritonTimeouts
-from controlplane.triton.embedded.identity import repository_lock, server_id
-from controlplane.triton.embedded.server import EmbeddedTriton
-from controlplane.triton.metrics_scraper import MetricsScraper
-from controlplane.triton.repository import ModelRepository
 from converters.registry import BUILT_IN
 
 logger = logging.getLogger(__name__)
 
-EMBEDDED_NAME = "embedded"
 
 _THREADS = 64
 """Threads for blocking calls to the store: they mostly wait, so their number does not depend on the cores."""
@@ -215,7 +202,8 @@ class ControlPlane:
         keys = self._keys = Keys(registry.keys, settings.auth, settings.api.host, clock=registry.clock.peek)
         await keys.open()  # first, to detect addresses that must not be listened on before anything else is started
         stack.push_async_callback(keys.close)
-        servers = await self._start_servers(stack, cache.checked)
+        connector = ServerConnector(settings, self._sandbox, gateway_only=self._gateway_only)
+        servers = await connector.start(stack, cache.checked)
         reconciler = self._reconciler = Reconciler(
             registry,
             servers,
@@ -226,6 +214,7 @@ class ControlPlane:
             clock=registry.clock.peek,
             may_lead=not self._gateway_only,
         )
+        servers.follow(reconciler.server_joined, reconciler.server_left)
         limits = RateLimits(settings.auth.rate_per_second, settings.auth.burst)
         access = GatewayAccess(keys, limits, limited=settings.auth.rate_per_second > 0)
         self.gateway = build_gateway(settings, registry, reconciler, servers, self._splits, access)
@@ -253,6 +242,10 @@ class ControlPlane:
         reconciler.send_through(peers)
         await reconciler.start()
         stack.push_async_callback(reconciler.stop)
+        if settings.triton.discover:
+            discovery = connector.discovery(registry, servers, reconciler, cache.checked)
+            stack.push_async_callback(discovery.stop)
+            await discovery.start()
         await services.rollouts.start()
         stack.push_async_callback(services.rollouts.stop)
         if self.gateway is not None:
@@ -269,118 +262,12 @@ class ControlPlane:
         what = "gateway" if self._gateway_only else "control plane"
         logger.info("%s %s uses the store %s", what, version(), store.url)
 
-    async def _start_servers(self, stack: AsyncExitStack, checked: CheckedFiles) -> list[ManagedServer]:
-        settings = self.settings.triton
-        timeouts = TritonTimeouts.of(settings)
-        servers = []
-        if settings.embedded:
-            root = settings.repository or self.settings.data_dir / "model_repository"
-            make_folder(root, "the model repository")
-            stack.enter_context(repository_lock(root))
-            run_dir = self.settings.data_dir / "triton"
-            # A web page or another container that can send to a port of this machine could load a model, and so run
-            # code. The key is new at each start and never written to disk.
-            control_key = secrets.token_urlsafe(32) if settings.restrict_control else None
-            embedded = EmbeddedTriton(root, run_dir, settings, control_key=control_key, sandbox=self._sandbox)
-            stack.push_async_callback(embedded.stop)
-            await embedded.start()
-            client = TritonClient(
-                EMBEDDED_NAME,
-                embedded.grpc_url,
-                timeouts=timeouts,
-                processes=embedded.processes_of,
-                log_tail=embedded.log_tail,
-                control_key=control_key,
-            )
-            stack.push_async_callback(client.close)
-            devices = embedded_devices(settings, embedded.processes)
-            stack.callback(devices.close)
-            servers.append(
-                ManagedServer(
-                    EMBEDDED_NAME,
-                    client,
-                    ModelRepository(root, checked),
-                    embedded,
-                    embedded.http_url,
-                    self._page(stack, embedded.metrics_url),
-                    devices,
-                    BudgetRules.from_settings(self.settings.memory),
-                    settings.zone,
-                    settings.labels,
-                    private=settings.restrict_control,
-                    identity=server_id(EMBEDDED_NAME, run_dir),
-                )
-            )
-        for server in settings.servers:
-            if any(server.name == other.name for other in servers):
-                raise InvalidInputError(f"two Triton servers have the name {server.name!r}", server=server.name)
-            key = server.control_key.get_secret_value() if server.control_key else None
-            client = TritonClient(server.name, server.grpc_url, timeouts=timeouts, control_key=key)
-            stack.push_async_callback(client.close)
-            page = self._page(stack, server.metrics_url)
-            repository, devices = self._node_of(server, page, checked)
-            stack.callback(devices.close)
-            servers.append(
-                ManagedServer(
-                    server.name,
-                    client,
-                    repository,
-                    None,
-                    server.http_url,
-                    page,
-                    devices,
-                    BudgetRules.from_settings(self.settings.memory, server),
-                    server.zone,
-                    server.labels,
-                    image=server.image,
-                )
-            )
-        return servers
-
-    def _node_of(
-        self, server: TritonServerSettings, page: MetricsScraper | None, checked: CheckedFiles
-    ) -> tuple[ServerRepository, DeviceSource]:
-        """Return the model repository and the devices of a server: through its agent, or as this process sees them."""
-        if server.agent_url and not self._gateway_only:
-            if server.repository is not None:
-                raise InvalidInputError(
-                    f"the Triton server {server.name!r} has both a repository and an agent_url; its agent owns the "
-                    "repository: remove `repository`",
-                    server=server.name,
-                )
-            client = AgentClient.of(server)
-            return AgentRepository(client), AgentDevices(client)
-        devices = server_devices(server, page, self.settings.triton.request_timeout_seconds)
-        return ModelRepository(self._repository_of(server), checked), devices
-
-    def _repository_of(self, server: TritonServerSettings) -> Path:
-        """Return the model repository of a server; a gateway has none, and does not need one to observe the server."""
-        if self._gateway_only:
-            return self.settings.data_dir / "no-repositories" / server.name
-        if server.repository is None:
-            raise InvalidInputError(
-                f"the Triton server {server.name!r} has no model repository; set `repository` to its path in this "
-                "process, or `agent_url` to the URL of the agent beside it",
-                server=server.name,
-            )
-        make_folder(server.repository, f"the model repository of server {server.name!r}")
-        return server.repository
-
-    def _page(self, stack: AsyncExitStack, url: str) -> MetricsScraper | None:
-        """Return a server's metrics page, shared by readers with different intervals."""
-        if not url:
-            return None
-        looks = (self.settings.monitoring.interval_seconds, self.settings.memory.poll_interval_seconds)
-        page = MetricsScraper(url, shared_seconds=min(looks) / 2)
-        stack.callback(page.close)
-        return page
-
     def _build_services(
         self,
         stack: AsyncExitStack,
         registry: Registry,
         reconciler: Reconciler,
-        servers: list[ManagedServer],
+        servers: ServerSet,
         keys: Keys,
         limits: RateLimits,
     ) -> Services:
@@ -398,6 +285,8 @@ class ControlPlane:
         memory = Memory(deployments, reconciler)
         models = Models(registry, reconciler)
         gateway = GatewayService(self.gateway)
+        monitor = Monitor([_source(server) for server in servers], settings.monitoring)
+        servers.follow(lambda server: monitor.join(_source(server)), lambda server: monitor.leave(server.name))
         versions = Versions(registry, servers)
         inference = Inference(registry, reconciler, servers, self.gateway)
         return Services(
@@ -421,7 +310,7 @@ class ControlPlane:
             servers=Servers(reconciler, registry.cordons),
             devices=Devices(servers),
             monitoring=Monitoring(
-                Monitor([_source(server) for server in servers], settings.monitoring),
+                monitor,
                 reconciler,
                 deployments,
                 settings.monitoring,

@@ -127,6 +127,34 @@ class TritonSettings(_Group):
     """Connections to Triton servers, and the embedded server."""
 
     servers: tuple[TritonServerSettings, ...] = Field(default=(), description="Servers that run elsewhere.")
+    discover: bool = Field(
+        default=False,
+        description="Also use the servers whose agents register in the store (agent.register_server), which may join "
+        "and leave at any time.",
+    )
+    discover_seconds: float = Field(
+        default=5.0, gt=0, description="With discover: time between two readings of the registrations (one request)."
+    )
+    forget_seconds: float = Field(
+        default=300.0,
+        gt=0,
+        description="With discover: time without a heartbeat after which a server whose Triton does not answer is "
+        "removed from the list. Its models are placed elsewhere long before (placement.server_down_grace_seconds).",
+    )
+    agent_key: SecretStr | None = Field(
+        default=None,
+        description="With discover: the control key that all registered agents have. A registration counts only if it "
+        "is signed with it.",
+    )
+    agent_control_key: SecretStr | None = Field(
+        default=None, description="With discover: the key for model control of the registered servers; null: none."
+    )
+    agent_ca_file: Path | None = Field(
+        default=None, description="With discover: CA certificates (PEM) for the agents' HTTPS; default: the system's."
+    )
+    agent_client_cert: Path | None = Field(
+        default=None, description="With discover: certificate and key (PEM) that this process sends to the agents."
+    )
     embedded: bool = Field(default=False, description="Start and supervise an embedded Triton.")
     root: Path | None = Field(
         default=None,
@@ -185,6 +213,35 @@ class AgentSettings(_Group):
         "model, and so any code, to the server.",
     )
     grpc_url: str = Field(default="", description="host:port of the gRPC service of the Triton server beside it.")
+    register_server: bool = Field(
+        default=False,
+        description="Register the server in the store, so that control planes with triton.discover find it. The zone "
+        "and the labels of the server are triton.zone and triton.labels.",
+    )
+    advertise_host: str = Field(
+        default="",
+        description="With register_server: host name or IP address under which other machines reach this one; default: "
+        "host.",
+    )
+    http_url: str = Field(
+        default="", description="With register_server: URL of the HTTP service of the Triton server beside it."
+    )
+    metrics_url: str = Field(
+        default="", description="With register_server: URL of the metrics of the Triton server beside it."
+    )
+    image: str = Field(
+        default="",
+        pattern=r"^(\d\d\.(0[1-9]|1[0-2])|other)?$",
+        description="With register_server: release of NVIDIA's image that the Triton server beside it runs, or other.",
+    )
+    heartbeat_seconds: float = Field(
+        default=5.0, gt=0, description="With register_server: time between two renewals of the registration."
+    )
+    drain_seconds: float = Field(
+        default=60.0,
+        ge=0,
+        description="With register_server: how long the agent waits at its end until the models are on other servers.",
+    )
     triton_control_key: SecretStr | None = Field(
         default=None,
         description="Key for model control: what a server beside it requires, and an embedded one will require; the "
@@ -449,6 +506,13 @@ class GatewaySettings(_Group):
         gt=0,
         description="Maximum body size of an HTTP request; for gRPC it applies only to requests that the "
         "activator handles.",
+    )
+    spare_servers: int = Field(
+        default=16,
+        ge=0,
+        le=1024,
+        description="With triton.discover: how many servers can join before HAProxy starts again; requests for further "
+        "ones go through the control plane.",
     )
     backend_slots: int = Field(
         default=32,

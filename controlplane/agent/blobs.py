@@ -43,9 +43,9 @@ class Blobs:
                 path = self.cache.get(file.sha256)
                 if path is None:
                     try:
-                        path = self.cache.fetch(self._opened(), file)
+                        path = self.cache.fetch(self.opened(), file)
                     except DigestMismatchError:  # perhaps corrupted in transit
-                        path = self.cache.fetch(self._opened(), file)
+                        path = self.cache.fetch(self.opened(), file)
                 files[file.path] = path
             yield files
 
@@ -56,7 +56,12 @@ class Blobs:
                 self._store.close()
                 self._store = None
 
-    def _opened(self) -> ObjectStore:
+    def opened(self) -> ObjectStore:
+        """Return the store.
+
+        Raises:
+            StoreError: It cannot be opened.
+        """
         with self._opening:
             if self._store is None:
                 self._store = open_store(self._settings.store, self._settings.data_dir)

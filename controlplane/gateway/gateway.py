@@ -5,7 +5,7 @@ import logging
 import os
 import resource
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ import uvicorn
 
 from controlplane.asgi_server import Server
 from controlplane.domain.rollout.sampling import PARTS
-from controlplane.errors import GatewayError
+from controlplane.errors import GatewayError, InvalidInputError
 from controlplane.gateway.activator.activator import Activator, Resolve
 from controlplane.gateway.activator.grpc import GrpcProxy
 from controlplane.gateway.activator.http import HttpProxy
@@ -23,11 +23,11 @@ from controlplane.gateway.auth import Access
 from controlplane.gateway.drain.follower import no_peers
 from controlplane.gateway.handover import listen
 from controlplane.gateway.haproxy import route_table as tables
+from controlplane.gateway.haproxy.backends import Backends
 from controlplane.gateway.haproxy.config import (
     ACTIVATOR_GRPC,
     ACTIVATOR_HTTP,
     ADMIN_SOCKET,
-    Backend,
     Sockets,
     render,
     slots_for,
@@ -42,6 +42,7 @@ from controlplane.gateway.views import GatewayAddress, GatewayView, ModelRoute, 
 from controlplane.reconciler.controller import Reconciler
 from controlplane.reconciler.routes import Route
 from controlplane.servers.server import ManagedServer
+from controlplane.servers.server_set import ServerSet
 from controlplane.settings import GatewaySettings
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,8 @@ class Gateway:
         resolve: Returns the version of an alias.
         access: Checks which client may use which model.
         splits: The models with a rollout in progress, and the share of their requests that the activator gets.
+        linger_seconds: How long HAProxy outlives this process.
+        spare_servers: How many servers can join while HAProxy runs.
     """
 
     def __init__(
@@ -75,11 +78,12 @@ class Gateway:
         binary: Path,
         folder: Path,
         reconciler: Reconciler,
-        servers: Sequence[ManagedServer],
+        servers: ServerSet,
         resolve: Resolve,
         splits: TrafficSplits,
         access: Access,
         linger_seconds: float,
+        spare_servers: int,
     ) -> None:
         self._linger_seconds = linger_seconds
         self._settings = settings.model_copy(update={"max_connections": _connections(settings.max_connections)})
@@ -87,10 +91,10 @@ class Gateway:
         self._binary = binary
         self._folder = folder.absolute()
         self._reconciler = reconciler
-        self._servers = tuple(servers)
-        backends = [Backend.of(n, one.name, one.http_url, one.client.grpc_url) for n, one in enumerate(servers)]
-        self._backends = backends
-        self._keys = {one.name: backend.key for one, backend in zip(servers, backends, strict=True)}
+        self._backends = Backends(servers, spare=spare_servers)
+        self._grpc_urls = {one.name: one.client.grpc_url for one in servers}
+        self._http_urls = {one.name: one.http_url for one in servers}
+        servers.follow(self._server_joined, self._server_left)
         self._open_routes = Routes(lambda: reconciler.pauses)
         self.stats = GatewayStats()
         limits = QueueLimits(
@@ -110,9 +114,7 @@ class Gateway:
             outage_seconds=settings.outage_timeout_seconds,
             splits=splits,
         )
-        self._applied: Table = tables.empty(
-            slots_for(len(backends), settings.backend_slots), [backend.key for backend in backends]
-        )
+        self._applied = self._no_routes()
         self._applied_inputs: _Inputs | None = None
         self._applied_pauses = 0
         self._applying = asyncio.Lock()
@@ -171,14 +173,14 @@ class Gateway:
             for name, listener in self._listeners.items():
                 stack.enter_context(listener)
                 self._addresses[name] = _address(listener)
-            grpc_face = GrpcProxy(self.activator, {one.name: one.client.grpc_url for one in self._servers})
+            grpc_face = GrpcProxy(self.activator, self._grpc_urls)
             stack.push_async_callback(grpc_face.close)
             await grpc_face.start(
                 str(short / ACTIVATOR_GRPC), max_message_bytes=_message_limit(self._settings.queue_max_bytes_per_model)
             )
             http_face = HttpProxy(
                 self.activator,
-                {one.name: one.http_url for one in self._servers},
+                self._http_urls,
                 answer_seconds=self._settings.request_timeout_seconds,
                 attended=lambda: self._applied_pauses == self._reconciler.pauses,
             )
@@ -279,11 +281,13 @@ class Gateway:
 
     async def _prepare(self) -> None:
         """Write the files that HAProxy reads when it starts, so that it knows every route before the first request."""
+        if self._backends.grow():
+            self._applied = self._no_routes()
         self._applied_inputs = self._inputs()
         self._applied, self._applied_pauses = self._wanted(self._applied_inputs), self._open_routes.pauses
         sockets = Sockets(**{name: listener.fileno() for name, listener in self._listeners.items()})
         files = {
-            "haproxy.cfg": render(self._settings, sockets, self._backends, self._applied),
+            "haproxy.cfg": render(self._settings, sockets, self._backends.all, self._applied),
             **{name: self._applied.map_text(name) for name in MAPS},
         }
         for name, text in files.items():
@@ -298,10 +302,12 @@ class Gateway:
         )
 
     def _wanted(self, inputs: "_Inputs") -> Table:
+        keys = self._backends.keys
         routes = {
-            model: replace(route, servers=tuple(self._keys[server] for server in route.servers))
+            model: replace(route, servers=tuple(keys[server] for server in route.servers))
             for model, route in inputs.routes.items()
-            if route.sequence_idle_seconds is None  # HAProxy cannot read which sequence a request belongs to
+            # HAProxy cannot read which sequence a request belongs to, and may lack a server that has just joined.
+            if route.sequence_idle_seconds is None and keys.keys() >= set(route.servers)
         }
         return tables.arrange(self._applied, routes, inputs.direct, inputs.splits)
 
@@ -311,6 +317,11 @@ class Gateway:
             inputs, pauses = self._inputs(), self._open_routes.pauses
             if not self._ready:
                 return  # an HAProxy that starts reads everything
+            try:
+                await self._move_servers()
+            except GatewayError as error:
+                logger.warning("HAProxy does not know a server that joined; trying again: %s", error)
+                return
             if self._applied_inputs is not None and inputs.same(self._applied_inputs):
                 self._applied_pauses = pauses
                 return
@@ -319,13 +330,45 @@ class Gateway:
                 self._applied_inputs, self._applied_pauses = inputs, pauses
                 return
             try:
-                await self.api.apply(tables.commands(self._applied, wanted, self._keys.values()))
+                keys = [backend.key for backend in self._backends.all]
+                await self.api.apply(tables.commands(self._applied, wanted, keys))
             except GatewayError as error:
                 if self.haproxy.ready:
                     logger.warning("restarting HAProxy: its routing table is out of sync: %s", error)
                     self.haproxy.kill()
                 return
             self._applied, self._applied_inputs, self._applied_pauses = wanted, inputs, pauses
+
+    def _no_routes(self) -> Table:
+        keys = [backend.key for backend in self._backends.all]
+        return tables.empty(slots_for(len(keys), self._settings.backend_slots), keys)
+
+    def _server_joined(self, server: ManagedServer) -> None:
+        self._grpc_urls[server.name], self._http_urls[server.name] = server.client.grpc_url, server.http_url
+        try:
+            if not self._backends.join(server):
+                logger.warning(
+                    "HAProxy has no spare server for %s: its requests go through the control plane until HAProxy "
+                    "starts again (gateway.spare_servers)",
+                    server.name,
+                )
+        except InvalidInputError as error:
+            logger.warning("requests for models on %s go through the control plane: %s", server.name, error.message)
+
+    def _server_left(self, server: ManagedServer) -> None:
+        self._backends.leave(server.name)
+        self._grpc_urls.pop(server.name, None)
+        self._http_urls.pop(server.name, None)
+
+    async def _move_servers(self) -> None:
+        """Tell HAProxy the addresses of servers that joined, before any model is routed to them."""
+        changed = self._backends.take_changed()
+        for number, backend in enumerate(changed):
+            try:
+                await self.api.move(backend, len(self._applied.slots))
+            except GatewayError:
+                self._backends.change_again(changed[number:])
+                raise
 
     async def _follow(self) -> None:
         while True:

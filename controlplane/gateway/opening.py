@@ -1,7 +1,6 @@
 """Decides whether this instance has a gateway, and builds it."""
 
 import logging
-from collections.abc import Sequence
 
 from controlplane.errors import GatewayError, InvalidInputError
 from controlplane.gateway.auth import Access
@@ -10,7 +9,7 @@ from controlplane.gateway.haproxy.process import find_haproxy
 from controlplane.gateway.rollout.split import TrafficSplits
 from controlplane.reconciler.controller import Reconciler
 from controlplane.registry.registry import Registry
-from controlplane.servers.server import ManagedServer
+from controlplane.servers.server_set import ServerSet
 from controlplane.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -27,7 +26,7 @@ def build_gateway(
     settings: Settings,
     registry: Registry,
     reconciler: Reconciler,
-    servers: Sequence[ManagedServer],
+    servers: ServerSet,
     splits: TrafficSplits,
     access: Access,
 ) -> Gateway | None:
@@ -39,7 +38,8 @@ def build_gateway(
     """
     wanted, required = settings.gateway, settings.gateway.enabled or settings.role == "gateway"
     absent = wanted.enabled is False or (wanted.enabled is None and not settings.triton.embedded)
-    if not servers or (absent and not required):
+    discovers = settings.triton.discover
+    if not (servers or discovers) or (absent and not required):
         return None
     binary = find_haproxy(wanted.haproxy)
     if binary is None:
@@ -59,6 +59,7 @@ def build_gateway(
         access,
         # An embedded Triton dies with this process, and HAProxy has no use without a server.
         0.0 if settings.triton.embedded else _LINGER_FACTOR * wanted.unattended_seconds,
+        wanted.spare_servers if discovers else 0,
     )
 
 
@@ -74,7 +75,8 @@ def check_role(settings: Settings) -> None:
         raise InvalidInputError("the role gateway runs a gateway; remove gateway.enabled, or choose another role")
     if settings.triton.embedded:
         raise InvalidInputError("the role gateway drives no server, so triton.embedded must be off")
-    if not settings.triton.servers:
+    if not settings.triton.servers and not settings.triton.discover:
         raise InvalidInputError(
-            "the gateway has no Triton servers; name them with --triton NAME=GRPC,HTTP or in triton.servers"
+            "the gateway has no Triton servers; name them with --triton NAME=GRPC,HTTP or in triton.servers, or turn "
+            "triton.discover on"
         )

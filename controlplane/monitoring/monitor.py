@@ -122,22 +122,39 @@ class Monitor:
         self._settings = settings
         self._clock = clock
         self._servers = {source.name: ScrapedServer(source) for source in sources}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._started = False
 
     async def start(self) -> None:
         """Start to scrape the servers."""
-        self._tasks = [
-            asyncio.create_task(self._watch(watched), name=f"monitor {watched.source.name}")
-            for watched in self._servers.values()
-            if watched.source.page is not None
-        ]
+        self._started = True
+        for watched in self._servers.values():
+            self._begin(watched)
 
     async def stop(self) -> None:
         """Stop scraping; the recorded metrics stay available."""
-        for task in self._tasks:
+        self._started = False
+        for task in self._tasks.values():
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        self._tasks = {}
+
+    def join(self, source: ScrapeTarget) -> None:
+        """Scrape a further server from now on."""
+        watched = self._servers[source.name] = ScrapedServer(source)
+        if self._started:
+            self._begin(watched)
+
+    def leave(self, name: str) -> None:
+        """Forget a server and its metrics."""
+        self._servers.pop(name, None)
+        if (task := self._tasks.pop(name, None)) is not None:
+            task.cancel()
+
+    def _begin(self, watched: ScrapedServer) -> None:
+        if watched.source.page is not None:
+            name = watched.source.name
+            self._tasks[name] = asyncio.create_task(self._watch(watched), name=f"monitor {name}")
 
     def take(self, server: str, page: MetricsPage, cpu: Mapping[VersionKey, float] | None, at: float) -> None:
         """Add a server's page, as the task does."""

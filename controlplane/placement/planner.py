@@ -86,9 +86,11 @@ class _Planner:
     def run(self, changed: set[str], moved: set[str]) -> Plan:
         dirty = set(changed)
         for name in moved:
-            dirty |= self.before.server_usage.get(name, ServerUsage()).models
+            dirty |= self._disturbed(name)
         if moved or any(model in self.before.assignments for model in changed):
             dirty |= self.unplaced.keys()  # memory may have become free
+        if any(self._is_opened(name) for name in moved):
+            dirty |= self._short()
         while dirty:
             self._settle(dirty)
             dirty = self._squeezed()
@@ -96,6 +98,45 @@ class _Planner:
             name: room for name, room in self.board.server_usage.items() if name in self.servers and room.models
         }
         return Plan(self.servers, self.workloads, self.board.assignments, self.unplaced, server_usage)
+
+    def _disturbed(self, name: str) -> Set[str]:
+        """Return the models on a changed server that may not be able to stay.
+
+        If only budgets changed, these are the ones that do not fit any more: a reading of the devices must not cost
+        time for each of thousands of models that stay.
+        """
+        usage = self.before.server_usage.get(name)
+        if usage is None:
+            return frozenset()
+        before, now = self.before.servers.get(name), self.servers.get(name)
+        if before is None or now is None or not before.differs_in_room_alone(now):
+            return usage.models
+        gaps = {pool.name: self.board.guaranteed_gap(name, pool) for pool in now.pools}
+        return {
+            model
+            for model in usage.models
+            for assignment in self.before.assignments[model]
+            if assignment.server == name
+            and any(gaps[device] < (0 if assignment.guaranteed else assignment.bytes) for device in assignment.devices)
+        }
+
+    def _is_opened(self, name: str) -> bool:
+        """Return whether a server takes replicas now and did not before, or has more room."""
+        before, now = self.before.servers.get(name), self.servers.get(name)
+        if now is None or now.closed:
+            return False
+        if before is None or before.closed or not before.differs_in_room_alone(now):
+            return True
+        return any(one.bytes < other.bytes for one, other in zip(before.pools, now.pools, strict=True))
+
+    def _short(self) -> set[str]:
+        """Return the models with fewer replicas than desired; those beyond the minimum had no gap."""
+        assignments = self.before.assignments
+        return {
+            model
+            for model, workload in self.workloads.items()
+            if workload.replicas > 1 and len(assignments.get(model, ())) < workload.replicas
+        }
 
     def _settle(self, dirty: set[str]) -> None:
         """Drop the assignments of some models and place them again, in the same place if they may stay."""
@@ -202,9 +243,12 @@ class _Planner:
         A replica on a server that is drained by an operator stays there rather than displace others.
         """
         found = rearrange(self.board, workload, self.workloads) if workload.guaranteed else None
-        if (found is None or found.out) and (back := self._back(workload, Vacate.ANYWHERE)) is not None:
-            self.board.take(workload.model, back)
-            return True
+        if found is None or found.out:
+            alone = not self.board.assignments.get(workload.model)
+            back = self._back(workload, Vacate.ANYWHERE) or (self._back(workload, Vacate.LAST) if alone else None)
+            if back is not None:
+                self.board.take(workload.model, back)
+                return True
         if found is None:
             return False
         touched = found.assignments.keys() | found.out

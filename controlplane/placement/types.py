@@ -7,7 +7,7 @@ they may need more than fits at once, and eviction decides which are loaded.
 """
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 CPU, GPU = "cpu", "gpu"
@@ -50,6 +50,8 @@ class Vacate(StrEnum):
     ANYWHERE = "anywhere"
     """They also move onto memory that others share, or others are rearranged. The minimum of a model stays if no other
     server can have it; replicas beyond the minimum end."""
+    LAST = "last"
+    """Like `ANYWHERE`, but of a model that has other replicas none stays: the server is about to end anyway."""
     ALWAYS = "always"
     """None stays, whether or not another server can have it."""
 
@@ -82,6 +84,13 @@ class Server:
     def closed(self) -> str:
         """Why no further replica may be placed on it; empty if one may."""
         return self.trouble or self.drained or self.cordoned
+
+    def differs_in_room_alone(self, other: "Server") -> bool:
+        """Return whether another state of the server has only other budgets."""
+        if len(self.pools) != len(other.pools) or replace(self, pools=other.pools) != other:
+            return False
+        pairs = zip(self.pools, other.pools, strict=True)
+        return all(replace(mine, bytes=theirs.bytes) == theirs for mine, theirs in pairs)
 
     @property
     def has_gpu(self) -> bool:

@@ -69,13 +69,10 @@ def _more(made: Plan, label: str, pool: str, missing: list[Workload]) -> int:
         return max(workload.min_replicas for workload in missing)
     like = max(there, key=lambda server: (server.has_gpu, sum(pool.bytes for pool in server.pools), server.name))
     names = [workload.model for workload in missing]
-    others = {model: workload for model, workload in made.workloads.items() if model not in names}
     tried, left, needed = made, _left(made, names), 0
     for number in range(1, _MORE_MAX + 1):
         new = replace(like, name=f"\x00{number}", trouble="", drained="", cordoned="")
-        # Placed from nothing: the planner does not try replicas beyond the minimum again when a server comes.
-        servers = {**tried.servers, new.name: new}
-        tried = plan(plan(tried, servers, others), servers, made.workloads)
+        tried = plan(tried, {**tried.servers, new.name: new}, made.workloads)
         now = _left(tried, names)
         if now >= left:
             break

@@ -28,9 +28,15 @@ class Authority:
     def __init__(self, lease: Lease, servers: Iterable[ManagedServer], *, read_epoch: Callable[[], int | None]) -> None:
         self._lease = lease
         self._read_epoch = read_epoch
-        self._private = {server.name: server.private for server in servers}
-        self.alone = bool(self._private) and all(self._private.values())
+        self.alone = False
         """Whether all servers belong to this process alone."""
+        self.changed(servers)
+
+    def changed(self, servers: Iterable[ManagedServer]) -> None:
+        """Apply a new list of the servers of this process."""
+        known = list(servers)
+        self.alone = bool(known) and all(server.private for server in known)
+        self._lease.drives(driven_servers(known))
 
     @property
     def leads(self) -> bool:

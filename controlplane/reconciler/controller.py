@@ -39,7 +39,7 @@ from controlplane.placement.views import (
 )
 from controlplane.placement.wanted import PoolDemand
 from controlplane.reconciler.audit import Audit
-from controlplane.reconciler.authority import Authority, driven_servers
+from controlplane.reconciler.authority import Authority
 from controlplane.reconciler.auto_rollback import AutoRollback
 from controlplane.reconciler.condition_history import ConditionHistory
 from controlplane.reconciler.cordons import CordonKeeper
@@ -52,6 +52,7 @@ from controlplane.reconciler.leader_election import Lease
 from controlplane.reconciler.load_scheduler import LoadScheduler
 from controlplane.reconciler.loop_metrics import LoopMetrics, PropagationLag
 from controlplane.reconciler.loop_state import LoopState
+from controlplane.reconciler.membership import Membership
 from controlplane.reconciler.messages import (
     ActionFinished,
     CordonsRead,
@@ -68,6 +69,9 @@ from controlplane.reconciler.messages import (
     ReadTimer,
     Replaced,
     RepositoryCleaned,
+    ServerJoined,
+    ServerLeaving,
+    ServerLeft,
     SnapshotRequested,
     SnapshotTaken,
 )
@@ -136,18 +140,16 @@ class Reconciler:
         self._memory = memory or MemorySettings()
         self._registry = registry
         self._desired_state = DesiredStateResolver(registry)
-        known = {
-            server.name: TrackedServer(
-                server, MemoryScheduler.of(server, self._memory, registry.footprints), proofs=registry.proofs
-            )
-            for server in servers
-        }
-        self._state = LoopState(known, EventLog(clock), clock)
+
+        def track(server: ManagedServer) -> TrackedServer:
+            scheduler = MemoryScheduler.of(server, self._memory, registry.footprints)
+            return TrackedServer(server, scheduler, proofs=registry.proofs)
+
+        self._state = LoopState({server.name: track(server) for server in servers}, EventLog(clock), clock)
         self._lease = Lease(
             lease_store or registry.store,
             seconds=settings.lease_seconds,
             on_change=lambda: self._post(LeaseChanged(self._lease.held)),
-            servers=driven_servers(servers),
             may_lead=may_lead,
         )
 
@@ -228,6 +230,16 @@ class Reconciler:
             post=self._post,
             hints=self._placer.hints,
             max_age_seconds=settings.interval_seconds,
+        )
+        self._membership = Membership(
+            self._state,
+            track,
+            self._background,
+            authority,
+            self._freshness,
+            self._placer,
+            self._cordons,
+            external_changes,
         )
         self._answers = ReconcilerQueries(
             self._state, self._desired_state, registry, preview=self._placer.preview, cordon=self._cordons.status
@@ -422,7 +434,7 @@ class Reconciler:
         step: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._post(SnapshotRequested(server, model, step))
         began = await step
-        while self._state.servers[server].unit(model).seen < began:
+        while (known := self._state.servers.get(server)) is not None and known.unit(model).seen < began:
             await self._changed.wait()
 
     def demand(self, model: str) -> None:
@@ -491,6 +503,18 @@ class Reconciler:
     def pools(self) -> Mapping[str, PoolDemand]:
         """Return the demand of each pool of servers; empty if this process does not lead. No I/O."""
         return self._placer.pools() if self._authority.owns else {}
+
+    def server_joined(self, server: ManagedServer) -> None:
+        """Begin to drive or observe a further server."""
+        self._post(ServerJoined(server))
+
+    def server_leaving(self, name: str) -> None:
+        """Move the models of a server that stops as soon as it has none."""
+        self._post(ServerLeaving(name))
+
+    def server_left(self, server: ManagedServer) -> None:
+        """Forget a server; its models are placed on others."""
+        self._post(ServerLeft(server.name))
 
     def cordons_changed(self, number: int, cordons: Cordons) -> None:
         """Apply the cordons of a revision that was just committed, before the bucket is read again."""
@@ -623,6 +647,8 @@ class Reconciler:
         self.loop_metrics.beat(kind, time.perf_counter() - began)
 
     def _handle(self, message: Message) -> None:
+        if self._has_left(message):
+            return
         match message:
             case DesiredStateChanged(model=model):
                 self._woken(model)
@@ -645,16 +671,23 @@ class Reconciler:
                 if not taken.done():
                     taken.set_result(None)
             case SnapshotRequested(server=name, model=model, step=step):
-                self._state.servers[name].awaited.add(model)
                 if not step.done():  # else the caller has stopped waiting
                     step.set_result(self._state.step)
-                self._background.look(self._state.servers[name])
+                if (server := self._state.servers.get(name)) is not None:
+                    server.awaited.add(model)
+                    self._background.look(server)
             case HoldsChanged() | Replaced():
                 pass  # the cycle does the rest
             case FootprintsKept(models=models):
                 self._state.touch(models)
                 for server in self._state.servers.values():
                     server.scheduler.unjudged.update(models & server.scheduler.models.keys())
+            case ServerJoined(managed=managed):
+                self._membership.joined(managed)
+            case ServerLeaving(name=name):
+                self._membership.leaving(name)
+            case ServerLeft(name=name):
+                self._membership.left(name)
             case CordonsRead():
                 self._cordons.apply(message)
             case RepositoryCleaned():
@@ -668,6 +701,12 @@ class Reconciler:
                 self._tick()
             case ReadTimer():
                 self._poll()
+
+    def _has_left(self, message: Message) -> bool:
+        """Return whether a message is the result of work for a server that has left meanwhile."""
+        if not isinstance(message, SnapshotTaken | ActionFinished | ReadingTaken | RepositoryCleaned):
+            return False
+        return self._state.servers.get(message.server.name) is not message.server
 
     def _tick(self) -> None:
         assert self._loop is not None

@@ -6,7 +6,7 @@ Placement does the rest: it places no replica on a cordoned server, and moves th
 import asyncio
 from collections.abc import Callable, Set
 
-from controlplane.domain.cordons import Cordon, CordonStatus
+from controlplane.domain.cordons import Cordon, Cordons, CordonStatus
 from controlplane.errors import ControlPlaneError, NotFoundError, StoreUnavailableError
 from controlplane.placement.drain import DrainPlan, drain_plan
 from controlplane.placement.types import Hints, Plan
@@ -43,6 +43,7 @@ class CordonKeeper:
         self._max_age = max_age_seconds
         self._task: asyncio.Task[None] | None = None
         self._number = -1
+        self._cordons = Cordons()
         self._unreadable = ""
         self._stuck: tuple[Plan, dict[str, dict[str, str]]] | None = None
 
@@ -85,10 +86,15 @@ class CordonKeeper:
             self._state.moved.update(self._state.servers)
         if read.cordons is None or read.number < self._number:
             return
-        self._number = read.number
+        self._number, self._cordons = read.number, read.cordons
         for name, server in self._state.servers.items():
             if server.cordon != (made := read.cordons.of(name)):
                 self._change(server, made)
+
+    def joined(self, server: TrackedServer) -> None:
+        """Apply the cordon of a server that joined."""
+        if (cordon := self._cordons.of(server.name)) is not None:
+            self._change(server, cordon)
 
     def _change(self, server: TrackedServer, cordon: Cordon | None) -> None:
         server.cordon, server.vacated = cordon, False

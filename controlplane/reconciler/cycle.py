@@ -116,7 +116,7 @@ class Cycle:
         """
         state = self._state
         moved, state.moved = state.moved, set()
-        for name in moved:
+        for name in moved & state.servers.keys():
             self._follow_health(state.servers[name])
         report.placed += self._placer.place(moved, AT_ONCE)
         if self._placer.waiting:

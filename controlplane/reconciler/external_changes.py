@@ -144,6 +144,10 @@ class ExternalChangeDetector:
         message = f"on {server.name}: {what} by {who}; differences from the deployment are corrected"
         self._state.events.add("Warning", "ExternalChange", unit.model, message)
 
+    def forget(self, server: str) -> None:
+        """Remove what is known of a server that left."""
+        self._unknown.pop(server, None)
+
     def count(self, server: TrackedServer, reading: ServerReading) -> None:
         """Report which unmanaged models appeared and disappeared."""
         if server.away or not self._complete() or reading.counters is None:

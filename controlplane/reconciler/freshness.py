@@ -98,7 +98,9 @@ class Freshness:
 
     def withheld(self, model: str, server: str) -> str:
         """Return why requests for a model must not be sent to a server on which it answers; empty if they may be."""
-        known = self._state.servers[server]
+        known = self._state.servers.get(server)
+        if known is None:
+            return f"the server {server} has left"
         if not self.current or known.unit(model).stale_since is not None:
             return f"this instance was stopped for a while, and its state of {model} on {server} is not current yet"
         return known.undriven

@@ -149,6 +149,10 @@ class Lease:
         self.trouble = ""
         self.attempts = 0
 
+    def drives(self, servers: Mapping[str, str]) -> None:
+        """Set the servers that this process drives while it leads, with their addresses; the next renewal has them."""
+        self._servers = dict(servers)
+
     @property
     def held(self) -> bool:
         """Whether this process may act at this moment."""

@@ -9,6 +9,7 @@ from controlplane.lifecycle.executor import Outcome
 from controlplane.lifecycle.replica import Replica
 from controlplane.reconciler.server_state import TrackedServer
 from controlplane.servers.readings import ServerReading
+from controlplane.servers.server import ManagedServer
 from controlplane.servers.snapshot import ServerSnapshot
 
 
@@ -88,6 +89,27 @@ class CordonsRead:
 
 
 @dataclass(frozen=True)
+class ServerJoined:
+    """A server joined."""
+
+    managed: ManagedServer
+
+
+@dataclass(frozen=True)
+class ServerLeaving:
+    """A server stops as soon as its models are elsewhere."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class ServerLeft:
+    """A server left."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class Replaced:
     """The placement was changed outside the cycle."""
 
@@ -139,6 +161,9 @@ Message = (
     | SnapshotRequested
     | HoldsChanged
     | CordonsRead
+    | ServerJoined
+    | ServerLeaving
+    | ServerLeft
     | Replaced
     | FootprintsKept
     | RepositoryCleaned

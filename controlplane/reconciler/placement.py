@@ -45,6 +45,7 @@ from controlplane.settings import PlacementSettings
 _STEPS = 64
 """Unaccounted memory is subtracted from a budget in steps of this fraction, so that plans do not change with every
 reading."""
+_LEAVING = "its agent is about to stop"
 _NO_TRAFFIC = Window(0, 0.0, 1.0)
 _SOME_GPU = "gpu:0"
 """Stands for a GPU on a system without any, to compute what a GPU would have to hold."""
@@ -98,15 +99,18 @@ class PlacementController:
         if not self._ready(now):
             return 0
         before = self._state.plan
-        moved, self._moved = self._moved | self._trouble_since.keys(), set()
+        moved, self._moved = (self._moved | self._trouble_since.keys()) & self._state.servers.keys(), set()
         servers = self._servers(moved, now)
         touched = self._take_touched(moved, servers, limit)
         if not touched and servers is before.servers:
             return 0
+        shifted = self._changed_servers(before.servers, servers)
+        # What is on a server that has only another budget stays as it is, unless the plan changes it.
         seated = {
             model
-            for name in self._changed_servers(before.servers, servers)
+            for name in shifted
             if name in before.server_usage
+            and not self._has_other_room_alone(before.servers.get(name), servers.get(name))
             for model in before.server_usage[name].models
         }
         strayed = set() if self._leading() else self._follow(touched)
@@ -115,7 +119,7 @@ class PlacementController:
             others = {model: one for model, one in workloads.items() if model not in strayed}
             self._state.plan = plan(before, servers, others)
         new = {model for model in touched | seated if model in workloads and model not in self._state.plan.assignments}
-        hinted = seated or strayed or workloads is not before.workloads
+        hinted = shifted or strayed or workloads is not before.workloads
         hints = self.hints(new | seated) if hinted else NO_HINTS
         self._state.plan = made = plan(self._state.plan, servers, workloads, hints)
         settled = touched | seated
@@ -173,7 +177,20 @@ class PlacementController:
 
     @staticmethod
     def _changed_servers(before: Mapping[str, Server], now: Mapping[str, Server]) -> list[str]:
-        return [] if before is now else [name for name, server in now.items() if before.get(name) is not server]
+        if before is now:
+            return []
+        left = before.keys() - now.keys()
+        return [*left, *(name for name, server in now.items() if before.get(name) is not server)]
+
+    @staticmethod
+    def _has_other_room_alone(before: Server | None, now: Server | None) -> bool:
+        return before is not None and now is not None and before.differs_in_room_alone(now)
+
+    def forget(self, name: str) -> None:
+        """Remove what is known of a server that left."""
+        self._trouble_since.pop(name, None)
+        self._devices.pop(name, None)
+        self._moved.discard(name)
 
     def overlooked(self, model: str) -> bool:
         """Return whether a model's workload differs from the one in the plan."""
@@ -275,13 +292,15 @@ class PlacementController:
 
     def _follow(self, touched: Set[str]) -> set[str]:
         """Return the models that the leader has placed elsewhere, and adopt the numbers of replicas that it chose."""
-        strayed = set()
+        strayed, known = set(), self._state.servers
         for model in touched & self._state.plan.assignments.keys():
             assignments = self._state.plan.assignments[model]
             loaded = self._loaded_on(model)
             here = {assignment.server for assignment in assignments}
             elsewhere = loaded - here and (here - loaded or len(loaded) > len(here))
-            if elsewhere or any(self._on_others(model, assignment) for assignment in assignments):
+            if elsewhere or any(
+                self._on_others(model, assignment) for assignment in assignments if assignment.server in known
+            ):
                 strayed.add(model)
             scale = self._state.scales.get(model)
             if loaded and scale is not None and scale.replicas != len(loaded):
@@ -355,10 +374,10 @@ class PlacementController:
             )
             if made != known:
                 changed[name] = made
-        if not changed:
+        if not changed and before.keys() <= self._state.servers.keys():
             return before
         found = {**before, **changed}
-        return {name: found[name] for name in self._state.servers}  # in the order of the settings
+        return {name: found[name] for name in self._state.servers if name in found}  # in the order of the settings
 
     def _trouble(self, server: TrackedServer, before: Server | None, now: datetime) -> str:
         """Return why a server can accept no models, after a grace period for one that was healthy; else empty."""
@@ -461,6 +480,8 @@ class PlacementController:
         sizes: dict[str, int] = {}
         seconds = 1.0
         for name, server in self._state.servers.items():
+            if name not in servers:
+                continue  # it has just joined
             scheduler, pools = server.scheduler, servers[name].pools
             kind = GPU if servers[name].has_gpu and prepared.facts.may_use_gpu else CPU
             if kind not in sizes and scheduler.accounts.known:
@@ -630,6 +651,8 @@ def _provisional(made: Plan, workload: Workload) -> tuple[Assignment, ...]:
 def _closing(server: TrackedServer) -> tuple[str, Vacate, str]:
     """Return why a server is drained, how far, and why it is cordoned."""
     cordon = server.cordon
+    if server.leaving:
+        return _LEAVING, Vacate.LAST, ""
     if cordon is not None and cordon.drain:
         return cordon.sentence, Vacate.ALWAYS if cordon.force else Vacate.ANYWHERE, ""
     return server.guard.draining, Vacate.GAPS, cordon.sentence if cordon else ""

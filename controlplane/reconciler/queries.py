@@ -311,7 +311,9 @@ class ReconcilerQueries:
             nowhere = ServerLoadPlan(server="(none)", decision="refuse", why=unplaced)
             return LoadPlanView(model=model, version=prepared.target.version, servers=(nowhere,))
         for assignment in assignments:
-            server = self._state.servers[assignment.server]
+            server = self._state.servers.get(assignment.server)
+            if server is None:
+                continue  # it has just left
             facts = server.units[model].facts if model in server.units else None
             plans.append(
                 plan_for(server.scheduler, prepared, model, facts, fetch_bytes, assignment.devices, assignment.why, now)

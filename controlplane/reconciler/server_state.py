@@ -85,6 +85,7 @@ class TrackedServer:
         undriven: Why no instance drives it; empty if one does.
         advised: The version of Triton whose advisories were reported.
         cordon: An operator's decision that it takes no new replicas; None if it takes them.
+        leaving: Whether it stops as soon as its models are elsewhere.
         vacated: Whether it was reported that its drain is complete.
         guard: Drains and restarts it when it has leaked too much memory.
         unplanned: Models whose next action must be planned again.
@@ -114,6 +115,7 @@ class TrackedServer:
     server_health: ServerHealth = field(default_factory=ServerHealth)
     undriven: str = ""
     cordon: Cordon | None = None
+    leaving: bool = False
     vacated: bool = False
     advised: str = ""
     unplanned: set[str] = field(default_factory=set)

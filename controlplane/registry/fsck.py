@@ -34,6 +34,7 @@ _GUARDED = re.compile(r"(models|deployments)/[^/]+/revisions/|(keys|cordons)/rev
 _PRUNED = ("holds/", "leases/", "scrub/", "conditions/", "rollouts/")
 _NOT_CHAINS = (
     "blobs/",
+    "agents/",
     "changes/",
     "gateways/",
     "operations/",

@@ -23,16 +23,28 @@ class Devices:
     """Reports the devices. Used from one event loop.
 
     Args:
-        servers: The servers.
+        servers: The servers; may change.
         wait_seconds: How long a request waits before it is answered with the last reading.
     """
 
     def __init__(self, servers: Iterable[ManagedServer], *, wait_seconds: float = _WAIT_SECONDS) -> None:
-        self._watches = {server.name: _Watch(server, wait_seconds) for server in servers}
+        self._servers = servers
+        self._wait_seconds = wait_seconds
+        self._watches: dict[str, _Watch] = {}
+
+    def _watched(self) -> dict[str, "_Watch"]:
+        """Return the watches of the servers that are there now."""
+        present = {}
+        for server in self._servers:
+            known = self._watches.get(server.name)
+            same = known is not None and known.server is server
+            present[server.name] = known if known is not None and same else _Watch(server, self._wait_seconds)
+        self._watches = present
+        return present
 
     async def all(self) -> tuple[ServerDevices, ...]:
         """Read the devices of all servers concurrently; an unresponsive server delays the result only briefly."""
-        return tuple(await asyncio.gather(*(watch.read() for watch in self._watches.values())))
+        return tuple(await asyncio.gather(*(watch.read() for watch in self._watched().values())))
 
     async def of(self, server: str) -> ServerDevices:
         """Read the devices of one server.
@@ -40,7 +52,7 @@ class Devices:
         Raises:
             NotFoundError: No server has this name.
         """
-        watch = self._watches.get(server)
+        watch = self._watched().get(server)
         if watch is None:
             have = ", ".join(self._watches) or "none"
             raise NotFoundError(f"unknown server {server[:80]!r}; the servers are: {have}", server=server[:80])
@@ -48,14 +60,14 @@ class Devices:
 
     def latest(self) -> tuple[ServerDevices, ...]:
         """Return the last readings, without I/O."""
-        return tuple(watch.latest for watch in self._watches.values())
+        return tuple(watch.latest for watch in self._watched().values())
 
 
 class _Watch:
     """One server's devices, with at most one reading at a time regardless of the number of callers."""
 
     def __init__(self, server: ManagedServer, wait_seconds: float) -> None:
-        self._server = server
+        self.server = server
         self._wait_seconds = wait_seconds
         self._reading: asyncio.Task[None] | None = None
         self._fresh_until = 0.0
@@ -65,7 +77,7 @@ class _Watch:
         if time.monotonic() < self._fresh_until:
             return self.latest
         if self._reading is None:
-            self._reading = asyncio.create_task(self._read(), name=f"devices-{self._server.name}")
+            self._reading = asyncio.create_task(self._read(), name=f"devices-{self.server.name}")
         done, _ = await asyncio.wait([self._reading], timeout=self._wait_seconds)
         if not done:
             error = f"the devices have not responded for {self._wait_seconds:g} s or more; a GPU or a server may hang"
@@ -73,19 +85,19 @@ class _Watch:
         return self.latest
 
     async def _read(self) -> None:
-        source = self._server.devices
+        source = self.server.devices
         try:
             readings = () if source is None else await asyncio.to_thread(source.read)
         except DeviceError as error:
             self.latest = self.latest.model_copy(update={"error": error.message})
         except Exception as error:  # an adapter's error is reported in place of its devices
-            logger.exception("unexpected error while reading the devices of server %s", self._server.name)
+            logger.exception("unexpected error while reading the devices of server %s", self.server.name)
             self.latest = self.latest.model_copy(update={"error": f"unexpected {type(error).__name__}; see the log"})
         else:
             self.latest = ServerDevices(
-                server=self._server.name,
+                server=self.server.name,
                 observed_at=datetime.now(UTC),
-                devices=tuple(_device(reading, self._server) for reading in readings),
+                devices=tuple(_device(reading, self.server) for reading in readings),
             )
         finally:
             self._fresh_until = time.monotonic() + _MAX_AGE_SECONDS

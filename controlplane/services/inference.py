@@ -16,7 +16,7 @@ from controlplane.errors import ConflictError, NotFoundError, TritonUnavailableE
 from controlplane.gateway.gateway import Gateway
 from controlplane.reconciler.controller import Reconciler
 from controlplane.registry.registry import Registry
-from controlplane.servers.server import ManagedServer
+from controlplane.servers.server_set import ServerSet
 from controlplane.services.tensors import InputTensor, from_array, read_inputs
 
 
@@ -60,13 +60,13 @@ class Inference:
         self,
         registry: Registry,
         reconciler: Reconciler,
-        servers: Sequence[ManagedServer],
+        servers: ServerSet,
         gateway: Gateway | None = None,
     ) -> None:
         self._gateway = gateway
         self._registry = registry
         self._reconciler = reconciler
-        self._servers = {server.name: server for server in servers}
+        self._servers = servers
 
     async def infer(
         self,
@@ -103,7 +103,7 @@ class Inference:
         else:
             tensors = read_inputs(inputs, manifest.signature)
         _check_outputs(outputs, manifest.signature)
-        server = self._servers.get(where.server)
+        server = self._servers.find(where.server)
         if server is None:
             raise TritonUnavailableError(f"server {where.server!r} is not managed by this instance")
         if why := self._reconciler.withheld(model, server.name):

@@ -18,7 +18,7 @@ from controlplane.domain.portability import (
 )
 from controlplane.errors import InvalidInputError
 from controlplane.reconciler.controller import Reconciler
-from controlplane.servers.server import ManagedServer
+from controlplane.servers.server_set import ServerSet
 from controlplane.servers.target import target_of
 from controlplane.triton.embedded.runtime_versions import packages
 
@@ -26,8 +26,8 @@ from controlplane.triton.embedded.runtime_versions import packages
 class Portability:
     """Compares versions with the servers of this instance, an embedded server, and NVIDIA's images."""
 
-    def __init__(self, servers: Sequence[ManagedServer], reconciler: Reconciler) -> None:
-        self._servers = {server.name: server for server in servers}
+    def __init__(self, servers: ServerSet, reconciler: Reconciler) -> None:
+        self._servers = servers
         self._reconciler = reconciler
 
     def targets(self, names: Sequence[str] = ()) -> tuple[Target, ...]:
@@ -37,7 +37,7 @@ class Portability:
             InvalidInputError: A name is none of a server, ``embedded`` and a release.
         """
         versions = {status.name: status.triton_version for status in self._reconciler.servers()}
-        servers = {name: target_of(server, versions.get(name, "")) for name, server in self._servers.items()}
+        servers = {server.name: target_of(server, versions.get(server.name, "")) for server in self._servers}
         if not names:
             here = {EMBEDDED: embedded_target(packages())} | servers
             return (*here.values(), *image_targets())
@@ -83,7 +83,9 @@ class Portability:
         model, _, number = reference.partition(":")
         found = []
         for status in self._reconciler.servers():
-            server = self._servers[status.name]
+            server = self._servers.find(status.name)
+            if server is None:
+                continue  # it has just left
             if any(server.labels.get(key) != value for key, value in node_selector.items()):
                 continue
             loaded = any(one.model == model and str(one.version) == number for one in status.models)

@@ -26,7 +26,7 @@ from controlplane.gateway.recording import CopiedRequest
 from controlplane.reconciler.controller import Reconciler
 from controlplane.registry.recorded_samples import RecordedSamples
 from controlplane.registry.registry import Registry
-from controlplane.servers.server import ManagedServer
+from controlplane.servers.server_set import ServerSet
 from controlplane.services.inference import Answer, Inference
 from controlplane.services.tensors import InputTensor, read_inputs
 from controlplane.services.versions import Versions
@@ -72,14 +72,14 @@ class SampleRecording:
         reconciler: Reconciler,
         inference: Inference,
         versions: Versions,
-        servers: Sequence[ManagedServer],
+        servers: ServerSet,
         gateway: Gateway | None,
     ) -> None:
         self._registry = registry
         self._reconciler = reconciler
         self._inference = inference
         self._versions = versions
-        self._servers = {server.name: server for server in servers}
+        self._servers = servers
         self._gateway = gateway
 
     @property
@@ -200,8 +200,9 @@ class SampleRecording:
                 model=model,
             )
         triton_version = ""
-        with suppress(ControlPlaneError):
-            triton_version = await self._servers[server].client.server_metadata()
+        if (managed := self._servers.find(server)) is not None:
+            with suppress(ControlPlaneError):
+                triton_version = await managed.client.server_metadata()
         record = SampleRecord(
             id=uuid.uuid4().hex[:8],
             source=source,

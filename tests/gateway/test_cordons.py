@@ -106,6 +106,12 @@ def places(api: Api, model: str) -> list[str]:
     return [one["server"] for one in placement["assignments"]]
 
 
+def routed(api: Api, model: str) -> set[str]:
+    """The servers that new requests for a model are sent to."""
+    routes = api.ok(api.http.get("/v1/gateway"))["models"]
+    return {server for route in routes if route["model"] == model for server in route["servers"]}
+
+
 def drained(api: Api, name: str) -> bool:
     found = server_of(api, name)["cordon"]
     return bool(found and found["drain"]) and found["remaining"] == [] and on(api, name) == set()
@@ -194,7 +200,7 @@ def test_drain_waits_for_open_sequences_and_its_timeout_only_ends_the_wait(api: 
         late = tritonctl(api, "drain", old, "--timeout", "0")
         assert late.code == 8, late
         assert "the drain continues" in late.err
-        until("it is loaded on the other server", lambda: "sums" in on(api, new))
+        until("new sequences go to the other server", lambda: routed(api, "sums") == {new})
         assert step(client, 8, start=True) == 1.0
         assert [step(client, 7), step(client, 8)] == [2.0, 2.0]
         assert "sums" in on(api, old), "an open sequence keeps its replica"

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane.placement.drain import drain_plan
+from controlplane.placement.fit import Fitter
 from controlplane.placement.planner import plan
 from controlplane.placement.types import NO_PLAN, UNLIMITED, Assignment, Hints, Plan, Pool, Server, Vacate, Workload
 
@@ -138,6 +139,28 @@ def test_only_the_replicas_of_a_dead_server_are_moved() -> None:
     assert back.assignments == after.assignments
 
 
+def test_another_budget_looks_only_at_models_that_do_not_fit_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    servers = named(host("a", 10_000), host("b", 10_000))
+    workloads = wanted(*(cpu(f"m{number:03}", 10 + number) for number in range(300)))
+    made = plan(NO_PLAN, servers, workloads)
+    looked: list[str] = []
+    stays = Fitter.stays
+
+    def counted(self: Fitter, workload: Workload, assignment: Assignment, **options: bool) -> Assignment | None:
+        looked.append(workload.model)
+        return stays(self, workload, assignment, **options)
+
+    monkeypatch.setattr(Fitter, "stays", counted)
+    for size in (9_900, 10_100, 400):
+        made = plan(made, {**servers, "a": host("a", size)}, workloads)
+        assert not looked, f"a budget of {size} disturbs no model"
+    after = plan(made, {**servers, "a": host("a", 290)}, workloads)
+    moved = {model for model in workloads if after.assignments[model] is not made.assignments[model]}
+    assert (
+        set(looked) == moved == {model for model in workloads if where(made)[model] == ["a"] and int(model[1:]) > 280}
+    )
+
+
 def test_replicas_leave_a_drained_server_only_into_gaps() -> None:
     servers = named(host("a"), host("b", 50), host("c", 200, trouble="c is unreachable"))
     workloads = wanted(cpu("large", 60), cpu("small", 30, guaranteed=True))
@@ -188,6 +211,18 @@ def test_drain_ends_replicas_beyond_the_minimum_and_displaces_no_pinned_model() 
     found = drain_plan(made, a, "it is being drained", force=False)
     assert found.ends == {"two": "the model keeps its minimum number of replicas elsewhere"}
     assert list(found.stays) == ["high"]
+
+
+def test_server_that_is_about_to_end_keeps_only_the_last_replica_of_a_model() -> None:
+    servers = named(host("a"), host("b"))
+    workloads = wanted(cpu("two", 10, replicas=2, min_replicas=2), cpu("alone", 10, selector=(("name", "a"),)))
+    servers["a"] = replace(servers["a"], labels={"name": "a"})
+    made = plan(NO_PLAN, servers, workloads)
+    assert where(made) == {"two": ["a", "b"], "alone": ["a"]}
+    ending = {**servers, "a": replace(servers["a"], drained="its agent is about to stop", vacate=Vacate.LAST)}
+    after = plan(made, ending, workloads)
+    assert where(after) == {"two": ["b"], "alone": ["a"]}
+    assert after.unplaced["two"].endswith("only 1 can run it (a: its agent is about to stop)")
 
 
 def test_cordoned_server_keeps_its_replicas_and_gets_no_others() -> None:

@@ -69,7 +69,7 @@ async def supervised(registry: Registry, folder: Path) -> AsyncIterator[Fleet]:
         reconciler = Reconciler(registry, managed, reconciler_settings(), memory=memory, placement=placement)
         await reconciler.start()
         stack.push_async_callback(reconciler.stop)
-        yield Fleet(registry, servers, clients, reconciler, folder)
+        yield Fleet(registry, servers, clients, reconciler, folder, managed)
 
 
 async def test_server_is_drained_before_restart_without_failed_requests(registry: Registry, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ class Fleet:
     clients: dict[str, TritonClient]
     reconciler: Reconciler
     work: Path
+    managed: list[ManagedServer]
 
     def put(self, model: str, scale: float, *, resident_mib: int = 0, **settings: Any) -> int:
         """Publish a version if there is none yet, commit a deployment of it and return the revision."""
@@ -116,8 +117,14 @@ def managed(name: str, embedded: EmbeddedTriton, client: TritonClient, budget: i
 
 @contextlib.asynccontextmanager
 async def fleet(
-    registry: Registry, folder: Path, *names: str, budget: int = 1000 * MIB, **placement: float
+    registry: Registry,
+    folder: Path,
+    *names: str,
+    budget: int = 1000 * MIB,
+    joined: Sequence[str] | None = None,
+    **placement: float,
 ) -> AsyncIterator[Fleet]:
+    """Start servers and a reconciler; ``joined`` names those that it has at the start (default: all)."""
     async with contextlib.AsyncExitStack() as stack:
         servers = {name: EmbeddedTriton(folder / name / "models", folder / name, TritonSettings()) for name in names}
         for server in servers.values():
@@ -127,11 +134,11 @@ async def fleet(
         for name, server in servers.items():
             clients[name] = TritonClient(name, server.grpc_url, timeouts=TritonTimeouts(load_seconds=60))
             stack.push_async_callback(clients[name].close)
-        several = [managed(name, server, clients[name], budget) for name, server in servers.items()]
+        several = [managed(name, servers[name], clients[name], budget) for name in joined or names]
         reconciler = reconciler_of(registry, several, **placement)
         await reconciler.start()
         stack.push_async_callback(reconciler.stop)
-        yield Fleet(registry, servers, clients, reconciler, folder)
+        yield Fleet(registry, servers, clients, reconciler, folder, several)
 
 
 def reconciler_of(registry: Registry, servers: list[ManagedServer], **placement: float) -> Reconciler:

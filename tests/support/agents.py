@@ -55,16 +55,22 @@ class Agent:
         """Its output."""
         return self.folder.with_suffix(".log")
 
+    def command(self, *more: str) -> list[str]:
+        """Return its command line, with further options."""
+        command = [sys.executable, "-m", "controlplane.cli.main", f"--data-dir={self.folder}", "agent", "--name=gpu-1"]
+        return [*command, f"--port={self.port}", *self.options, *more]
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Its environment: only what the test sets, no settings or credentials of the machine that runs it."""
+        environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        return environment | {"CONTROLPLANE_AGENT__KEY": KEY, "CONTROLPLANE_SANDBOX": "off", **self.environment}
+
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        command = [sys.executable, "-m", "controlplane.cli.main", f"--data-dir={self.folder}", "agent", "--name=gpu-1"]
-        command += [f"--port={self.port}", *self.options]
-        # Only what the test sets: no settings or credentials of the machine that runs it.
-        environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-        environment |= {"CONTROLPLANE_AGENT__KEY": KEY, "CONTROLPLANE_SANDBOX": "off", **self.environment}
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                tied_to_us(command), stdout=output, stderr=subprocess.STDOUT, env=environment
+                tied_to_us(self.command()), stdout=output, stderr=subprocess.STDOUT, env=self.settings
             )
         wait_until(self._answers, self.process, self.log, timeout=120)
 

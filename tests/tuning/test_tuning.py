@@ -37,7 +37,7 @@ def switch(api: Api, model: str, what: str) -> None:
 
 def instances(api: Api, name: str) -> list[int]:
     """The processes that run a model under a Triton name."""
-    embedded = api.plane.services.tunings._servers["embedded"].embedded
+    embedded = api.plane.services.tunings._servers[0].embedded
     assert embedded is not None
     return embedded.processes_of(name)
 

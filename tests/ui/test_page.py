@@ -134,7 +134,7 @@ def test_server_that_dies_is_seen_and_so_is_its_return(shown: Api, open_page: Op
     page = open_page(shown.url, "#/fleet")
     server = page.get_by_role("article")
     expect(server).to_contain_text("Ready")
-    triton = shown.plane.services.inference._servers["embedded"].embedded
+    triton = shown.plane.services.inference._servers[0].embedded
     assert triton is not None
     assert triton.pid is not None
     os.kill(triton.pid, signal.SIGKILL)

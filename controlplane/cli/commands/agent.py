@@ -24,6 +24,7 @@ PANEL = "Run"
 
 _GROUPS = {
     "Triton": ("triton_grpc", "repository", "embedded"),
+    "Registration": ("join", "advertise_host"),
     "Store": ("store", "endpoint", "region"),
     "Access": ("key_file", "tls_cert", "tls_key", "tls_client_ca"),
     "Log": ("log_level", "log_format"),
@@ -39,6 +40,7 @@ def register(main: typer.Typer) -> None:
         examples=(
             "tritonctl agent --name gpu-1 --triton-grpc localhost:8001 --repository /models "
             "--store s3://models/prod --key-file /run/secrets/agent-key",
+            "tritonctl agent --name gpu-1 --embedded --register --host 10.0.0.7 --store s3://models/prod",
             "tritonctl agent --config agent.toml --log-format json",
         ),
         groups=_GROUPS,
@@ -50,7 +52,7 @@ def agent(
     name: Annotated[
         str | None,
         typer.Option(
-            "--name", help="Name of the server, as in the control plane's list of servers.", show_default=False
+            "--name", help="Name of the server; without --register, as in the control plane's list.", show_default=False
         ),
     ] = None,
     host: Annotated[str | None, typer.Option("--host", help="Address to listen on.", show_default="127.0.0.1")] = None,
@@ -71,6 +73,21 @@ def agent(
         Path | None,
         typer.Option(
             "--repository", help="Triton's model repository. Default: in the data folder.", show_default=False
+        ),
+    ] = None,
+    join: Annotated[
+        bool,
+        typer.Option(
+            "--register", help="Register in the store, so that control planes with triton.discover find the server."
+        ),
+    ] = False,
+    advertise_host: Annotated[
+        str | None,
+        typer.Option(
+            "--advertise-host",
+            metavar="HOST",
+            help="With --register: name or address of this machine for others. Default: --host.",
+            show_default=False,
         ),
     ] = None,
     store: StoreOption = None,
@@ -107,6 +124,7 @@ def agent(
         "data_dir": session.folder(),
         "agent": {
             **given(name=name, host=host, port=port, key=key, grpc_url=triton_grpc),
+            **given(register_server=join or None, advertise_host=advertise_host),
             **({"tls": tls} if tls else {}),
         },
         "store": given(url=store, endpoint_url=endpoint, region=region),

@@ -23,6 +23,7 @@ from controlplane.errors import (
 from controlplane.gateway.activator.activator import Activator
 from controlplane.gateway.activator.sequence_calls import ask_grpc as ask_grpc_sequence
 from controlplane.gateway.auth import bearer
+from controlplane.gateway.connections import Connections
 from controlplane.gateway.grpc_wire import Names, is_ready, read_names, rename, rename_stream_answer, stream_error
 from controlplane.gateway.haproxy.config import CLIENT_HEADER, DRAWN_HEADER, SERVICE
 from controlplane.gateway.lost import RETRY_AFTER_SECONDS, is_lost, lost_error
@@ -55,12 +56,12 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     Args:
         activator: The activator in which requests wait.
-        servers: host:port of the gRPC service of every server, by name.
+        servers: host:port of the gRPC service of every server, by name; may change.
     """
 
     def __init__(self, activator: Activator, servers: Mapping[str, str]) -> None:
         self._activator = activator
-        self._channels = {name: grpc.aio.insecure_channel(url, options=_UNLIMITED) for name, url in servers.items()}
+        self._channels = Connections(servers, lambda url: grpc.aio.insecure_channel(url, options=_UNLIMITED))
         self._server: Any = None
 
     async def start(self, path: str, *, max_message_bytes: int) -> None:
@@ -80,7 +81,7 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         """Stop listening, and close the connections to the servers."""
         if self._server is not None:
             await self._server.stop(0)
-        for channel in self._channels.values():
+        for channel in self._channels.opened():
             await channel.close()
 
     def service(self, handler_call_details: Any) -> Any:

@@ -30,6 +30,7 @@ from controlplane.errors import (
 from controlplane.gateway.activator.activator import Activator
 from controlplane.gateway.activator.sequence_calls import ask_http as ask_http_sequence
 from controlplane.gateway.auth import bearer
+from controlplane.gateway.connections import Connections
 from controlplane.gateway.haproxy.config import ATTENDED_PATH, CLIENT_HEADER, DRAWN_HEADER
 from controlplane.gateway.lost import RETRY_AFTER_SECONDS, is_lost, lost_error
 from controlplane.gateway.recording import CopiedRequest
@@ -82,7 +83,7 @@ class HttpProxy:
 
     Args:
         activator: The activator in which requests wait.
-        servers: URL of the HTTP service of every server, by name.
+        servers: URL of the HTTP service of every server, by name; may change.
         answer_seconds: Timeout for the answer of a server.
         attended: Returns whether HAProxy's routes are those of the control plane.
     """
@@ -98,16 +99,16 @@ class HttpProxy:
         self._activator = activator
         self._attended = attended
         timeout = httpx.Timeout(answer_seconds, connect=5.0)
-        self._clients = {
-            name: httpx.AsyncClient(
+        self._clients = Connections(
+            servers,
+            lambda url: httpx.AsyncClient(
                 base_url=url, timeout=timeout, trust_env=False, limits=httpx.Limits(max_connections=None)
-            )
-            for name, url in servers.items()
-        }
+            ),
+        )
 
     async def close(self) -> None:
         """Close the connections to the servers."""
-        for client in self._clients.values():
+        for client in self._clients.opened():
             await client.aclose()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -24,12 +24,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from controlplane.domain.names import MODEL_NAME_MAX
 from controlplane.domain.rollout.sampling import PARTS
-from controlplane.errors import InvalidInputError
 from controlplane.gateway.auth import ANY_CLIENT
+from controlplane.gateway.haproxy.backends import Backend
 from controlplane.gateway.haproxy.route_table import ALL, GRANTS, KEYS, MODELS, SPLITS, VERSIONS, Table
 from controlplane.gateway.lost import LOST, NAMED_VERSION, UNKNOWN_MODEL
 from controlplane.settings import GatewaySettings
@@ -86,37 +85,6 @@ _MISNAMED = (
     "another model answered than the first one that the request names: a request must name its model once, before all "
     "other fields"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Backend:
-    """A Triton server as HAProxy knows it.
-
-    Attributes:
-        key: Its name in the configuration.
-        http: host:port of its HTTP service.
-        grpc: host:port of its gRPC service.
-    """
-
-    key: str
-    http: str
-    grpc: str
-
-    @classmethod
-    def of(cls, number: int, name: str, http_url: str, grpc_url: str) -> "Backend":
-        """Return the backend for a server's addresses.
-
-        Raises:
-            InvalidInputError: The HTTP address is missing or not of the form ``http://host:port``.
-        """
-        parts = urlsplit(http_url)
-        if parts.scheme != "http" or not parts.hostname or not parts.port:
-            raise InvalidInputError(
-                f"the gateway needs the HTTP address of Triton server {name!r} as http://host:port, not "
-                f"{http_url!r}; give it, or turn the gateway off (gateway.enabled)",
-                server=name,
-            )
-        return cls(f"s{number}", parts.netloc, grpc_url)
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +242,9 @@ def render(settings: GatewaySettings, sockets: Sockets, backends: Sequence[Backe
         inter {int(settings.unattended_seconds * 1000 / _MISSES)}ms fall {_MISSES - 1} rise 1""",
         "backend servers from http\n    option httpchk GET /v2/health/live\n"
         + "\n".join(
-            f"    server {one.key} {one.http} check inter 500ms fall 2 rise 1{_resolved(one.http)}" for one in backends
+            f"    server {one.key} {one.http} check inter 500ms fall 2 rise 1{_resolved(one.http)}"
+            f"{' disabled' if one.spare else ''}"
+            for one in backends
         ),
         "backend servers-grpc from grpc\n"
         + "\n".join(

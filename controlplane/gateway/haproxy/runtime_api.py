@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from controlplane.errors import GatewayError
+from controlplane.gateway.haproxy.backends import Backend, resolved
 
 _TIMEOUT_SECONDS = 5.0
+_ABSENT = "No such server"
 _BATCH = 100
 """Maximum number of commands in one line; HAProxy reads a line into one buffer."""
 
@@ -50,6 +52,34 @@ class RuntimeApi:
                 raise GatewayError(
                     f"HAProxy rejected a command in the batch that begins with {batch[0]!r}: {answer.splitlines()[0]}"
                 )
+
+    async def move(self, backend: Backend, slots: int) -> None:
+        """Set the addresses of a server in all its places, and take it into service or, as a spare, out of it.
+
+        Args:
+            backend: The server.
+            slots: How many slots there are.
+
+        Raises:
+            GatewayError: HAProxy does not answer or refused, or a host name is unknown.
+        """
+        await self.apply([f"set server servers/{backend.key} state maint"])
+        if backend.spare:
+            return
+        (http, http_port), (grpc, grpc_port) = await resolved(backend.http), await resolved(backend.grpc)
+        places = [("servers", http, http_port), ("servers-grpc", grpc, grpc_port)]
+        for number in range(slots):
+            places += [(f"h-{number}", http, http_port), (f"g-{number}", grpc, grpc_port)]
+        for start in range(0, len(places), _BATCH):
+            batch = [
+                f"set server {place}/{backend.key} addr {address} port {port}"
+                for place, address, port in places[start : start + _BATCH]
+            ]
+            for line in (await self._ask("; ".join(batch))).splitlines():
+                # The other servers' own slots do not have this one.
+                if line.strip() and "changed" not in line and "no need to change" not in line and _ABSENT not in line:
+                    raise GatewayError(f"HAProxy did not take an address of {backend.key}: {line.strip()}")
+        await self.apply([f"set server servers/{backend.key} state ready"])
 
     async def in_flight(self, slot: int, model: str) -> int:
         """Return how many requests for a model are in flight through a slot, over either protocol, to any version."""

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from controlplane.reconciler.controller import Reconciler
 from controlplane.registry.deployments import DeploymentRevision
 from controlplane.registry.registry import Registry
 from controlplane.servers.server import ManagedServer
+from controlplane.servers.server_set import ServerSet
 from controlplane.services.deployments import Deployments
 from controlplane.services.operations import Operation, Operations, Reporter
 from controlplane.services.tuning.load_generator import Load
@@ -130,7 +131,7 @@ class Tunings:
         registry: Registry,
         deployments: Deployments,
         operations: Operations,
-        servers: Sequence[ManagedServer],
+        servers: ServerSet,
         *,
         request_timeout_seconds: float,
         room: Callable[[str], int | None],
@@ -139,14 +140,14 @@ class Tunings:
         self._registry = registry
         self._deployments = deployments
         self._operations = operations
-        self._servers = {server.name: server for server in servers}
+        self._servers = servers
         self._timeout = request_timeout_seconds
-        self._unswept = set(self._servers)
+        self._unswept = {server.name for server in servers}
         self._sweeper: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Start to remove what killed tunings left on the servers; unavailable servers are cleaned later."""
-        self._sweep_again(set(self._servers))
+        self._sweep_again({server.name for server in self._servers})
 
     async def close(self) -> None:
         """Stop the removal."""
@@ -231,13 +232,14 @@ class Tunings:
         if name is None:
             if not self._servers:
                 raise ConflictError("this control plane has no Triton servers to tune on")
-            return next(iter(self._servers.values()))
-        if name not in self._servers:
+            return self._servers[0]
+        if (server := self._servers.find(name)) is None:
+            have = ", ".join(one.name for one in self._servers) or "none"
             raise NotFoundError(
-                f"unknown server {name[:80]!r}; the servers are: {', '.join(self._servers) or 'none'}",
+                f"unknown server {name[:80]!r}; the servers are: {have}",
                 server=name[:80],
             )
-        return self._servers[name]
+        return server
 
     async def _tune(self, job: _Job, reporter: Reporter) -> dict[str, Any]:
         began = time.monotonic()
@@ -381,7 +383,7 @@ class Tunings:
     async def _sweep(self) -> None:
         while self._unswept:
             for name in sorted(self._unswept):
-                if await sweep(self._servers[name]):
+                if (server := self._servers.find(name)) is None or await sweep(server):
                     self._unswept.discard(name)
             if self._unswept:
                 await asyncio.sleep(_SWEEP_SECONDS)
