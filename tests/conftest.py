@@ -21,6 +21,8 @@ os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.d
 _SLOWEST_FIRST = (
     *(
         "faults",
+        "hosts",
+        "agent",
         "reconciler",
         "converters",
         "gateway",
