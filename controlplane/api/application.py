@@ -152,7 +152,8 @@ def create_application(
         response_class=Response,
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
-    add_page(app)
+    if not health_only:
+        add_page(app)
     problems.install(app)
     app.add_middleware(IdempotencyKeys)
     app.add_middleware(Edge, metrics=metrics.requests, limits=limits)

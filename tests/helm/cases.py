@@ -98,6 +98,20 @@ CASES: dict[str, dict[str, Any]] = {
             "egress": {"enabled": True, "rules": _EGRESS},
         },
     },
+    "workers": {
+        **STORE,
+        "workers": {
+            "replicas": 3,
+            "agentKey": {"existingSecret": "agents"},
+            "existingSecret": "bucket-agents",
+            "drainSeconds": 120,
+            "zone": "eu-1",
+            "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/agent"}},
+            **_PLACES,
+        },
+        "networkPolicy": {"egress": {"enabled": True, "rules": _EGRESS}, "monitoring": _PEER},
+    },
+    "autoscaled-workers": {**STORE, "workers": {"autoscaled": True, "agentKey": {"existingSecret": "agents"}}},
     "small": {
         **STORE,
         "fullnameOverride": "small",
@@ -123,6 +137,7 @@ CASES: dict[str, dict[str, Any]] = {
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no bucket": ({"triton": CONTROL_KEY}, "store.url"),
     "no control key": ({"store": STORE["store"]}, "triton.controlKey.existingSecret"),
+    "workers without a key": ({**STORE, "workers": {"replicas": 1}}, "workers.agentKey.existingSecret"),
     "a folder": ({**STORE, "store": {"url": "file:///data"}}, "/store/url"),
     "a misspelt name": ({**STORE, "gatway": {}}, "gatway"),
     "a misspelt name in a group": ({**STORE, "triton": {**CONTROL_KEY, "gpus": 1}}, "gpus"),

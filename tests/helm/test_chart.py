@@ -50,6 +50,11 @@ def containers(case: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]
             yield f"{workload}/{container['name']}", pod["spec"], container
 
 
+def running(case: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Yield those that run as long as the pod: `folders` only makes a folder."""
+    return (one for one in containers(case) if one[2]["name"] != "folders")
+
+
 def selects(selector: dict[str, str], pod: dict[str, Any]) -> bool:
     return selector.items() <= pod["metadata"]["labels"].items()
 
@@ -117,7 +122,8 @@ def test_selectors_match_the_labels_of_pods(case: str) -> None:
 
 
 def ports_of(pod: dict[str, Any]) -> set[str]:
-    return {port["name"] for container in pod["spec"]["containers"] for port in container.get("ports", ())}
+    known = (*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"])
+    return {port["name"] for container in known for port in container.get("ports", ())}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -137,7 +143,7 @@ def test_containers_are_confined(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_containers_have_probes_requests_and_limits(case: str) -> None:
-    for name, _, container in containers(case):
+    for name, _, container in running(case):
         assert {"startupProbe", "livenessProbe", "readinessProbe"} <= container.keys(), name
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             assert container[probe]["httpGet"]["port"] in {port["name"] for port in container["ports"]}, name
@@ -159,7 +165,7 @@ def test_no_volume_is_shared_between_pods(case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_secrets_are_references_and_reach_only_who_needs_them(case: str) -> None:
     assert of_kind(case, "Secret") == []
-    for name, pod, container in containers(case):
+    for name, pod, container in running(case):
         for variable in container["env"]:
             if any(word in variable["name"] for word in ("SECRET", "PASSWORD", "ACCESS_KEY", "TOKEN")):
                 assert variable["valueFrom"].keys() == {"secretKeyRef"}, f"{name}: {variable['name']}"
@@ -171,7 +177,7 @@ def test_secrets_are_references_and_reach_only_who_needs_them(case: str) -> None
         mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
         assert "/var/lib/tritonctl" not in mounts, "the folder has an admin key"
         assert mounts["/srv/triton"]["readOnly"]
-        (plane,) = [other for other in pod["containers"] if other["name"] == "controlplane"]
+        (plane,) = [other for other in pod["containers"] if other["name"] in {"controlplane", "agent"}]
         writable = {mount["name"] for mount in mounts.values() if not mount.get("readOnly")}
         assert not writable & {mount["name"] for mount in plane["volumeMounts"]}, (
             "Triton cannot change the files of others"
@@ -218,8 +224,14 @@ def test_gateways_have_a_disruption_budget_and_are_replaced_one_by_one(case: str
 
 @pytest.mark.parametrize("case", CASES)
 def test_pods_that_stop_finish_their_requests(case: str) -> None:
-    for name, pod, container in containers(case):
-        if container["name"] == "triton":
+    for name, pod, container in running(case):
+        if container["name"] == "agent":
+            (finishing,) = [
+                float(one["value"]) for one in container["env"] if one["name"] == "CONTROLPLANE_AGENT__DRAIN_SECONDS"
+            ]
+            (sidecar,) = [one for one in pod["initContainers"] if one["name"] == "triton"]
+            assert sidecar["restartPolicy"] == "Always", "Triton ends after the agent has moved the models"
+        elif container["name"] == "triton":
             (option,) = [one for one in container["args"] if one.startswith("--exit-timeout-secs=")]
             finishing = float(option.partition("=")[2])
         else:

@@ -108,20 +108,34 @@ topologySpreadConstraints:
      S3 credentials. */}}
 {{- define "tritonctl.environment" -}}
 {{- $root := index . 0 -}}
-{{- $store := $root.Values.store -}}
-{{- $secret := index . 1 -}}
 - name: TRITON_CONTROL_KEY
   valueFrom: {secretKeyRef: {name: {{ $root.Values.triton.controlKey.existingSecret }}, key: {{ $root.Values.triton.controlKey.key }}}}
-- name: TRITONCTL_DATA_DIR
-  value: /var/lib/tritonctl/data   # not the volume's own folder, which belongs to root
-- name: CONTROLPLANE_CONFIG
-  value: /etc/tritonctl/config.toml
 - name: CONTROLPLANE_API__HOST
   value: 0.0.0.0
 - name: CONTROLPLANE_API__PORT
   value: "8090"
 - name: CONTROLPLANE_AUTH__MODE
   value: required   # before the first key exists, every request is refused
+{{ include "tritonctl.store" . }}
+{{- if include "tritonctl.workers" $root }}
+- name: CONTROLPLANE_TRITON__DISCOVER
+  value: "true"
+- name: CONTROLPLANE_TRITON__AGENT_KEY
+  valueFrom: {secretKeyRef: {name: {{ $root.Values.workers.agentKey.existingSecret }}, key: {{ $root.Values.workers.agentKey.key }}}}
+- name: CONTROLPLANE_TRITON__AGENT_CONTROL_KEY
+  valueFrom: {secretKeyRef: {name: {{ $root.Values.triton.controlKey.existingSecret }}, key: {{ $root.Values.triton.controlKey.key }}}}
+{{- end }}
+{{- end -}}
+
+{{/* Where the store is, for every process. Argument: a list of the root context and the Secret with its S3 credentials. */}}
+{{- define "tritonctl.store" -}}
+{{- $root := index . 0 -}}
+{{- $store := $root.Values.store -}}
+{{- $secret := index . 1 -}}
+- name: TRITONCTL_DATA_DIR
+  value: /var/lib/tritonctl/data   # not the volume's own folder, which belongs to root
+- name: CONTROLPLANE_CONFIG
+  value: /etc/tritonctl/config.toml
 - name: CONTROLPLANE_STORE__URL
   value: {{ $store.url | quote }}
 {{- with $store.endpointUrl }}
@@ -142,6 +156,11 @@ topologySpreadConstraints:
 - name: AWS_SECRET_ACCESS_KEY
   valueFrom: {secretKeyRef: {name: {{ $secret }}, key: {{ $store.secretKeys.secretAccessKey }}}}
 {{- end }}
+{{- end -}}
+
+{{/* Whether there are workers; empty if there are none. */}}
+{{- define "tritonctl.workers" -}}
+{{- if or .Values.workers.autoscaled (gt (int .Values.workers.replicas) 0) }}yes{{ end -}}
 {{- end -}}
 
 {{/* Mounts of every process of the control plane, and the volumes for them. */}}
@@ -187,4 +206,65 @@ spec:
   unhealthyPodEvictionPolicy: AlwaysAllow
   selector:
     matchLabels: {{- include "tritonctl.selector" (list $root (index . 2)) | nindent 6 }}
+{{- end -}}
+
+{{/* Triton's container, without its name. */}}
+{{- define "tritonctl.triton" -}}
+{{ include "tritonctl.image" (list . .Values.triton.image) }}
+# The control plane makes the repository's folder. The key for model control is read from a file, so that it is in
+# no environment. docs/internals/triton.md explains the options.
+command:
+  - sh
+  - -c
+  - |
+    until [ -d /srv/triton/models ]; do sleep 1; done
+    key=$(cat /run/tritonctl/control-key) && exec tritonserver "$@" \
+      "--http-restricted-api=model-repository,trace,logging:tritonctl-key=$key" \
+      "--grpc-restricted-protocol=model-repository,trace,logging:tritonctl-key=$key"
+  - tritonserver
+args:
+  - --model-repository=/srv/triton/models
+  - --model-control-mode=explicit
+  - --strict-readiness=false
+  - --disable-auto-complete-config
+  - --metrics-config=summary_latencies=true
+  - --exit-timeout-secs={{ .Values.triton.exitSeconds }}
+  {{- range .Values.triton.extraArgs }}
+  - {{ . | quote }}
+  {{- end }}
+env:
+  - {name: HOME, value: /tmp}
+  - {name: CUDA_DEVICE_ORDER, value: PCI_BUS_ID}   # the control plane's numbers of GPUs
+securityContext:
+  {{- include "tritonctl.containerSecurity" . | nindent 2 }}
+  runAsUser: 1000
+  runAsGroup: 1000
+ports:
+  - {name: http, containerPort: 8000}
+  - {name: grpc, containerPort: 8001}
+  - {name: metrics, containerPort: 8002}
+startupProbe:
+  httpGet: {path: /v2/health/live, port: http}
+  periodSeconds: 5
+  timeoutSeconds: 5
+  failureThreshold: 120
+livenessProbe:
+  httpGet: {path: /v2/health/live, port: http}
+  periodSeconds: 10
+  timeoutSeconds: 10
+  failureThreshold: 6
+readinessProbe:
+  httpGet: {path: /v2/health/ready, port: http}
+  periodSeconds: 5
+  timeoutSeconds: 5
+{{- $resources := deepCopy .Values.triton.resources }}
+{{- if gt (int .Values.triton.gpu.count) 0 }}
+{{- $resources = mergeOverwrite $resources (dict "limits" (dict .Values.triton.gpu.resource (int .Values.triton.gpu.count))) }}
+{{- end }}
+resources: {{- toYaml $resources | nindent 2 }}
+volumeMounts:
+  - {name: repository, mountPath: /srv/triton, readOnly: true}
+  - {name: control-key, mountPath: /run/tritonctl, readOnly: true}
+  - {name: shm, mountPath: /dev/shm}
+  - {name: triton-tmp, mountPath: /tmp}
 {{- end -}}
