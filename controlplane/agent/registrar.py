@@ -43,6 +43,8 @@ class Registrar:
         self._seconds = seconds
         self._token = _token(folder / "agent-token")
         self._number = 0
+        self._named = False
+        """Whether the name is known to be free or ours, and the number of the newest heartbeat with it."""
         self._log: AgentLog | None = None
         self._task: asyncio.Task[None] | None = None
         self._beating = asyncio.Lock()
@@ -56,7 +58,6 @@ class Registrar:
             ConflictError: Another agent that is alive has this name.
         """
         try:
-            await self._take_name()
             await self._beat()
         except StoreError as error:
             logger.warning("failed to register in the store; trying again: %s", error.message)
@@ -67,7 +68,7 @@ class Registrar:
         self._registration = self._registration.model_copy(update={"leaving": True})
         try:
             await self._beat()
-        except StoreError as error:
+        except (StoreError, ConflictError) as error:
             logger.warning("failed to announce the end of the agent: %s", error.message)
 
     async def stop(self) -> None:
@@ -93,6 +94,7 @@ class Registrar:
         self._number = max((one.number for one in present.values()), default=0)
         others = {token: beat for token, beat in present.items() if token != self._token}
         if not others:
+            self._named = True
             return
         logger.info("another agent has registered as %s; waiting to see whether it is alive", name)
         for _ in range(_BEATS_OF_ANOTHER):
@@ -108,6 +110,7 @@ class Registrar:
                     )
         for token in others:
             await asyncio.to_thread(log.leave, name, token)
+        self._named = True
 
     def _where(self, log: AgentLog, token: str, beat: Heartbeat) -> str:
         try:
@@ -119,6 +122,8 @@ class Registrar:
     async def _beat(self) -> None:
         log, registration = await self._opened(), self._registration
         async with self._beating:
+            if not self._named:
+                await self._take_name()
             self._number += 1
             await asyncio.to_thread(
                 log.beat, registration.name, self._token, self._number, registration.digest,
@@ -132,7 +137,7 @@ class Registrar:
             try:
                 await self._beat()
                 failing = False
-            except StoreError as error:
+            except (StoreError, ConflictError) as error:
                 if not failing:
                     logger.warning("failed to renew the registration; trying again: %s", error.message)
                 failing = True

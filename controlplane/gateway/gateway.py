@@ -366,6 +366,11 @@ class Gateway:
         for number, backend in enumerate(changed):
             try:
                 await self.api.move(backend, len(self._applied.slots))
+            except InvalidInputError as error:  # one bad address must not keep the other routes from HAProxy
+                self._backends.refuse(backend)
+                logger.warning(
+                    "requests for models on %s go through the control plane: %s", backend.grpc, error.message
+                )
             except GatewayError:
                 self._backends.change_again(changed[number:])
                 raise

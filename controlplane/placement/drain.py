@@ -3,25 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from controlplane.placement.defragment import Move
 from controlplane.placement.planner import plan
-from controlplane.placement.types import NO_HINTS, Assignment, Hints, Plan, Vacate
-
-
-@dataclass(frozen=True, slots=True)
-class DrainMove:
-    """A replica that gets a place on another server.
-
-    Attributes:
-        model: The model.
-        source: Its place now.
-        target: Its place after the drain.
-        seconds: Estimated duration of its load there.
-    """
-
-    model: str
-    source: Assignment
-    target: Assignment
-    seconds: float
+from controlplane.placement.types import NO_HINTS, Hints, Plan, Vacate
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +20,7 @@ class DrainPlan:
     """
 
     plan: Plan
-    moves: tuple[DrainMove, ...]
+    moves: tuple[Move, ...]
     ends: Mapping[str, str]
     stays: Mapping[str, str]
 
@@ -54,7 +38,7 @@ def drain_plan(made: Plan, name: str, why: str, *, force: bool, hints: Hints = N
     after = _after(made, name, why, Vacate.ALWAYS if force else Vacate.ANYWHERE, hints)
     left = set(after.server_usage[name].models) if name in after.server_usage else set()
     forced = _after(made, name, why, Vacate.ALWAYS, hints) if left else after
-    moves: list[DrainMove] = []
+    moves: list[Move] = []
     ends: dict[str, str] = {}
     for model, assignments in sorted(made.assignments.items()):
         now = after.assignments.get(model, ())
@@ -64,7 +48,7 @@ def drain_plan(made: Plan, name: str, why: str, *, force: bool, hints: Hints = N
         new = [one for one in now if one.server not in {other.server for other in assignments}]
         old.sort(key=lambda one: one.server != name)
         seconds = made.workloads[model].load_seconds
-        moves.extend(DrainMove(model, source, target, seconds) for source, target in zip(old, new, strict=False))
+        moves.extend(Move(model, source, target, seconds, target.why) for source, target in zip(old, new, strict=False))
         for one in old[len(new) :]:
             if one.server == name:
                 ends[model] = after.unplaced.get(model) or "the model keeps its minimum number of replicas elsewhere"

@@ -1,8 +1,10 @@
 """Views of a defragmentation and of a drain for the API and the CLI. Frozen values; sizes in bytes."""
 
+from collections.abc import Iterable
+
 from pydantic import BaseModel, ConfigDict, Field
 
-from controlplane.placement.defragment import Defragmentation
+from controlplane.placement.defragment import Defragmentation, Move
 from controlplane.placement.drain import DrainPlan
 
 
@@ -40,19 +42,7 @@ class DefragmentationView(_View):
 
 def defragmentation_view(found: Defragmentation, *, dry_run: bool) -> DefragmentationView:
     """Return the view of a defragmentation."""
-    moves = tuple(
-        MoveView(
-            model=move.model,
-            from_server=move.source.server,
-            from_devices=move.source.devices,
-            to_server=move.target.server,
-            to_devices=move.target.devices,
-            bytes=move.target.bytes,
-            seconds=round(move.seconds, 3),
-            why=move.why,
-        )
-        for move in found.moves
-    )
+    moves = _moves(found.moves)
     return DefragmentationView(
         dry_run=dry_run,
         moves=moves,
@@ -88,7 +78,19 @@ class DrainPlanView(_View):
 
 def drain_plan_view(found: DrainPlan, server: str, *, force: bool) -> DrainPlanView:
     """Return the view of a drain plan."""
-    moves = tuple(
+    moves = _moves(found.moves)
+    return DrainPlanView(
+        server=server,
+        force=force,
+        moves=moves,
+        ends=tuple(StayView(model=model, why=why) for model, why in found.ends.items()),
+        stays=tuple(StayView(model=model, why=why) for model, why in found.stays.items()),
+        seconds=round(sum(move.seconds for move in moves), 3),
+    )
+
+
+def _moves(moves: Iterable[Move]) -> tuple[MoveView, ...]:
+    return tuple(
         MoveView(
             model=move.model,
             from_server=move.source.server,
@@ -97,15 +99,7 @@ def drain_plan_view(found: DrainPlan, server: str, *, force: bool) -> DrainPlanV
             to_devices=move.target.devices,
             bytes=move.target.bytes,
             seconds=round(move.seconds, 3),
-            why=move.target.why,
+            why=move.why,
         )
-        for move in found.moves
-    )
-    return DrainPlanView(
-        server=server,
-        force=force,
-        moves=moves,
-        ends=tuple(StayView(model=model, why=why) for model, why in found.ends.items()),
-        stays=tuple(StayView(model=model, why=why) for model, why in found.stays.items()),
-        seconds=round(sum(move.seconds for move in moves), 3),
+        for move in moves
     )

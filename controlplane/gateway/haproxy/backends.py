@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
-from controlplane.errors import GatewayError, InvalidInputError
+from controlplane.errors import InvalidInputError
 from controlplane.servers.server import ManagedServer
 
 _NOWHERE = "127.0.0.1:1"
@@ -98,6 +98,12 @@ class Backends:
         if key is not None:
             self._set(Backend(key, _NOWHERE, _NOWHERE, spare=True))
 
+    def refuse(self, backend: Backend) -> None:
+        """Make a server a spare again whose address cannot be used."""
+        for name in [name for name, key in self.keys.items() if key == backend.key]:
+            self.leave(name)
+        self._changed.pop(backend.key, None)
+
     def grow(self) -> bool:
         """Add spares before HAProxy starts, if too few are left; return whether the list has grown."""
         self._changed.clear()
@@ -134,11 +140,11 @@ async def resolved(address: str) -> tuple[str, str]:
     """Return the IP address and the port of ``host:port``: HAProxy's runtime API takes no host names.
 
     Raises:
-        GatewayError: The host name is unknown.
+        InvalidInputError: The host name is unknown.
     """
     host, _, port = address.rpartition(":")
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
     except OSError as error:
-        raise GatewayError(f"failed to look up the address {host!r} of a Triton server: {error}") from error
+        raise InvalidInputError(f"the host name {host!r} is unknown here: {error.strerror or error}") from error
     return str(found[0][4][0]), port

@@ -61,7 +61,8 @@ class RuntimeApi:
             slots: How many slots there are.
 
         Raises:
-            GatewayError: HAProxy does not answer or refused, or a host name is unknown.
+            GatewayError: HAProxy does not answer or refused.
+            InvalidInputError: A host name is unknown.
         """
         await self.apply([f"set server servers/{backend.key} state maint"])
         if backend.spare:
